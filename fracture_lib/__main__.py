@@ -1,0 +1,146 @@
+"""The command line: predict, evaluate, train.
+
+Exit codes: 0 all went well; 1 some input could not be used, each named on stderr in one line;
+2 the command itself was wrong (argparse).
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from fracture_lib.classifier import check_top_k, load
+from fracture_lib.config import write_json
+from fracture_lib.errors import FractureError
+from fracture_lib.registry import MODELS
+
+DISCLAIMER = "Not a medical device; there is no 'no fracture' class."
+
+
+def main(arguments=None):
+    """Run one command; return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except FractureError as error:
+        return _complain(error)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m fracture_lib", description=f"Names fracture types in X-rays. {DISCLAIMER}"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    predict = commands.add_parser("predict", help="name the fracture type in films")
+    predict.add_argument("images", nargs="+", metavar="IMAGE")
+    predict.add_argument("--model", default="all", help=f"{', '.join(MODELS)}, a folder, a Hub id, or all")
+    predict.add_argument("--top-k", type=int, default=3, metavar="K")
+    predict.add_argument("--json", action="store_true", help="one JSON object a line, errors too")
+    _runtime(predict)
+    predict.set_defaults(run=_predict)
+
+    evaluate = commands.add_parser("evaluate", help="score a model on a folder of labelled films")
+    evaluate.add_argument("--model", required=True, help=f"{', '.join(MODELS)}, a folder or a Hub id")
+    evaluate.add_argument("--data", required=True, metavar="DIR")
+    evaluate.add_argument("--split", help="read this split folder only, such as Test")
+    evaluate.add_argument("--out", type=Path, metavar="FILE", help="write the whole report as JSON")
+    _runtime(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
+    train = commands.add_parser("train", help="train a model on a folder of labelled films")
+    train.add_argument("--model", required=True, choices=MODELS)
+    train.add_argument("--data", required=True, metavar="DIR")
+    train.add_argument("--out", required=True, type=Path, metavar="DIR")
+    train.add_argument("--split", default="Train", help="the split folder to train on")
+    train.add_argument("--folds", type=int, default=5)
+    train.add_argument("--held-out", type=int, metavar="N", help="measure N of the folds; all by default")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--epochs", type=int, help="instead of the recipe's")
+    train.add_argument("--pretrained", help="safetensors file or Hub id that resnet50 starts from")
+    train.set_defaults(run=_train)
+    return parser
+
+
+def _runtime(parser):
+    parser.add_argument("--runtime", choices=("onnx", "native"), default="onnx")
+
+
+def _predict(options):
+    check_top_k(options.top_k)
+    classifiers = [
+        load(name, options.runtime) for name in (MODELS if options.model == "all" else [options.model])
+    ]
+    failed = False
+    for image in options.images:
+        try:
+            predictions = [c.predict(image, options.top_k) for c in classifiers]
+        except FractureError as error:
+            failed = True
+            if options.json:
+                print(json.dumps({"image": image, "error": str(error)}))
+            _complain(f"{image}: {error}")
+            continue
+        for p in predictions:
+            if options.json:
+                print(json.dumps({"image": image, **p.to_dict()}))
+            else:
+                answer = ", ".join(f"{s.label} {s.probability:.1%}" for s in p.scores)
+                print(f"{image}\t{p.model}\t{answer}\t[{p.source}]")
+    if not options.json:
+        print(DISCLAIMER, file=sys.stderr)
+    return int(failed)
+
+
+def _evaluate(options):
+    from fracture_lib.evaluation import evaluate
+
+    report = evaluate(options.model, options.data, options.split, options.runtime)
+    if options.out:
+        write_json(options.out, report)
+    _summarise(report)
+    return 0
+
+
+def _train(options):
+    from dataclasses import replace
+
+    from fracture_lib.recipes import RECIPES
+    from fracture_lib.training import train
+
+    recipe = RECIPES[options.model]
+    if options.epochs:
+        recipe = replace(recipe, epochs=options.epochs)
+    report = train(
+        options.model,
+        options.data,
+        options.out,
+        split=options.split,
+        count=options.folds,
+        held_out=options.held_out,
+        seed=options.seed,
+        pretrained=options.pretrained,
+        recipe=recipe,
+    )
+    _summarise(report)
+    print(f"written to {options.out}")
+    return 0
+
+
+def _summarise(report):
+    print(f"{report['model']}: n = {report['n']} films in {report['groups']} groups, {report['protocol']}")
+    for name, metric in report["metrics"].items():
+        print(f"{name:28} {metric['value']}  (95 % {metric['low']} to {metric['high']})")
+
+
+def _complain(error):
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""ONNX Runtime: serves every model, whatever it was trained with.
+
+All exported graphs have one signature: input `pixel_values` [N, 1, 128, 128]; outputs `logits`
+[N, 10] and `feature_map` [N, C, h, w], the last convolutional features, from which class
+activation maps can be computed without a second pass. An output that is not asked for costs
+nothing.
+"""
+
+import numpy as np
+import onnxruntime
+
+from fracture_lib.errors import InvalidModel
+
+__all__ = ["INPUT", "OUTPUTS", "finish_export", "load"]
+
+INPUT = "pixel_values"
+OUTPUTS = ("logits", "feature_map")
+
+
+def load(folder):
+    """Return the logits function of `folder/model.onnx`. Raises InvalidModel."""
+    path = folder / "model.onnx"
+    if not path.exists():
+        raise InvalidModel(f"{folder.name} has no model.onnx: export the model again.")
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own exceptions share no public base
+        raise InvalidModel(f"{folder.name}/model.onnx cannot be read: {error}") from error
+
+    def logits(pixels):
+        return session.run(["logits"], {INPUT: pixels})[0]
+
+    return logits
+
+
+def finish_export(path, half=False):
+    """Bring a framework's ONNX file to the signature above; with `half` store kernels as float16.
+
+    The casts back to float32 are folded when a session starts, so inference runs in float32 at full
+    speed; only the file and the precision of the stored kernels are halved.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    model = onnx.load(path)
+    graph = model.graph
+    # Exporters name outputs as they like; ours differ in rank.
+    names = {o.name: OUTPUTS[len(o.type.tensor_type.shape.dim) == 4] for o in graph.output}
+    for values in [graph.output, graph.value_info]:
+        for value in values:
+            value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        for side in (node.input, node.output):
+            side[:] = [names.get(name, name) for name in side]
+    casts = []
+    for tensor in graph.initializer if half else ():
+        if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2:
+            continue
+        name = tensor.name
+        values = numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(numpy_helper.from_array(values, name + "_half"))
+        casts.append(helper.make_node("Cast", [name + "_half"], [name], to=TensorProto.FLOAT))
+    for cast in reversed(casts):
+        graph.node.insert(0, cast)
+    onnx.save(model, path)

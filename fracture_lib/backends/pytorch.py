@@ -1,0 +1,151 @@
+"""PyTorch: the custom CNN, its training step, and its files (model.safetensors, model.onnx)."""
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+
+from fracture_lib.backends.onnx import INPUT, OUTPUTS
+from fracture_lib.config import read_config
+from fracture_lib.labels import CLASSES
+from fracture_lib.preprocess import INPUT_SIZE
+
+__all__ = ["Learner", "ThreeBlockCNN", "load"]
+
+WEIGHTS = "model.safetensors"
+
+
+class ThreeBlockCNN(nn.Module):
+    """Three blocks of (Conv, BatchNorm, LeakyReLU) x 2, pooling and Dropout; a two-layer head.
+
+    The head reads the global average and the global maximum of the last feature map, so evidence
+    that fills the film and evidence in one spot both count.
+
+    Input [N, 1, 128, 128] in 0..1; output (logits [N, 10], feature map [N, C, h, w]).
+    `tensorflow-cnn` has the same layers, padding and constants in Keras.
+    """
+
+    def __init__(self, channels, strides, pools, dropouts, hidden, head_dropout):
+        super().__init__()
+        blocks, previous = [], 1
+        for width, stride, pool, dropout in zip(channels, strides, pools, dropouts, strict=True):
+            for step in (stride, 1):
+                kernel = 5 if step > 1 else 3  # a wider look where positions are skipped
+                blocks += [
+                    nn.Conv2d(previous, width, kernel, step, kernel // 2, bias=False),
+                    nn.BatchNorm2d(width),
+                    nn.LeakyReLU(0.1),
+                ]
+                previous = width
+            blocks += [nn.MaxPool2d(pool), nn.Dropout2d(dropout)]
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Sequential(
+            nn.Linear(2 * previous, hidden),
+            nn.LeakyReLU(0.1),
+            nn.Dropout(head_dropout),
+            nn.Linear(hidden, len(CLASSES)),
+        )
+
+    def forward(self, pixel_values):
+        feature_map = self.blocks(pixel_values)
+        pooled = torch.cat([feature_map.mean((2, 3)), feature_map.amax((2, 3))], dim=1)
+        return self.head(pooled), feature_map
+
+
+_FAMILIES = {"cnn": ThreeBlockCNN}
+
+
+def _build(architecture):
+    options = dict(architecture)
+    return _FAMILIES[options.pop("family")](**options)
+
+
+def _logits(model, pixels):
+    """float32 array [N, 1, 128, 128] -> float32 array [N, 10], dropout off."""
+    model.eval()
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        return model(torch.from_numpy(pixels).to(device))[0].float().cpu().numpy()
+
+
+def load(folder):
+    """Return the logits function of a model folder. Raises InvalidModel."""
+    model = _build(read_config(folder)["architecture"])
+    model.load_state_dict(load_file(folder / WEIGHTS))
+    return lambda pixels: _logits(model, pixels)
+
+
+class Learner:
+    """One network in training; see `fracture_lib.training` for the protocol."""
+
+    def __init__(self, recipe, seed, pretrained=None):
+        torch.manual_seed(seed)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.recipe = recipe
+        # channels_last and bfloat16 together halve an epoch on a CPU that has bfloat16.
+        self.model = _build(recipe.architecture).to(self.device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+
+    def features(self, pixels):
+        return pixels  # every layer is trained: no frozen trunk
+
+    def step(self, features, targets, learning_rate, seed):
+        torch.manual_seed(seed)  # dropout, so that a resumed run repeats an uninterrupted one
+        self.model.train()
+        self.optimizer.param_groups[0]["lr"] = learning_rate
+        inputs = torch.from_numpy(features).to(self.device, memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            logits, _ = self.model(inputs)
+        loss = F.cross_entropy(logits.float(), torch.from_numpy(targets).to(self.device))
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self.optimizer.step()
+        return loss.item()
+
+    def logits(self, features):
+        return _logits(self.model, features)
+
+    def get_weights(self):
+        return [tensor.cpu().numpy().copy() for tensor in self.model.state_dict().values()]
+
+    def set_weights(self, arrays):
+        names = self.model.state_dict()
+        self.model.load_state_dict(
+            {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
+        )
+
+    def get_optimizer(self):
+        moments = self.optimizer.state_dict()["state"]
+        return [moments[i][key].cpu().numpy().copy() for i in moments for key in _MOMENTS]
+
+    def set_optimizer(self, arrays):
+        state = self.optimizer.state_dict()
+        tensors = [torch.from_numpy(array) for array in arrays]
+        count = len(_MOMENTS)
+        state["state"] = {
+            i: dict(zip(_MOMENTS, tensors[i * count : (i + 1) * count], strict=True))
+            for i in range(len(tensors) // count)
+        }
+        self.optimizer.load_state_dict(state)
+
+    def save(self, folder):
+        """Write the native weights and the ONNX graph of the current weights."""
+        model = self.model.cpu().to(memory_format=torch.contiguous_format).eval()
+        save_file(model.state_dict(), folder / WEIGHTS)
+        torch.onnx.export(
+            model,
+            (torch.zeros(2, 1, INPUT_SIZE, INPUT_SIZE),),
+            folder / "model.onnx",
+            input_names=[INPUT],
+            output_names=list(OUTPUTS),
+            dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
+            external_data=False,
+            verbose=False,
+        )
+
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")

@@ -1,0 +1,111 @@
+"""Where a model comes from: a local folder, a Hub repository, or the bundle shipped with the code."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from fracture_lib.errors import InvalidModel, ModelUnavailable
+from fracture_lib.registry import MODELS
+
+__all__ = ["BUNDLE", "ModelSource", "locate", "pretrained_file"]
+
+BUNDLE = Path(__file__).parent / "bundle"
+
+# Nothing else is downloaded, so no pickle can be. Weights of the other framework stay away too.
+_ALWAYS = ["config.json", "preprocessor_config.json", "evaluation.json", "README.md"]
+_WEIGHTS = {"onnx": ["model.onnx"], "native": ["model.safetensors", "model.keras"]}
+
+_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A folder laid out as a Hub repository, and the story of how it got here."""
+
+    folder: Path
+    kind: str  # "folder", "hub" or "bundle"
+    repo: str | None = None
+    revision: str | None = None  # commit sha for "hub"
+    note: str = ""  # why the bundle served although a repository is configured
+
+    def __str__(self):
+        if self.kind == "hub":
+            return f"Hugging Face Hub, {self.repo} at {self.revision[:12]}"
+        text = "bundled with the app" if self.kind == "bundle" else f"local folder {self.folder.name}"
+        return f"{text} ({self.note})" if self.note else text
+
+
+def locate(reference, runtime="onnx"):
+    """Find a model and return its ModelSource, downloading what `runtime` needs if it must.
+
+    `reference` is a name of MODELS, a local folder, or a Hub id "owner/name[@revision]". A name
+    goes to its configured repository, whose revision must be pinned, and falls back to the bundle
+    when none is configured or it cannot be reached. Raises ModelUnavailable.
+    """
+    reference = str(reference)
+    if reference in MODELS:
+        return _by_name(MODELS[reference], runtime)
+    if Path(reference).is_dir():
+        return ModelSource(Path(reference), "folder")
+    repo, _, revision = reference.partition("@")
+    if _REPO_ID.fullmatch(repo):
+        try:
+            return _download(repo, revision or None, runtime)
+        except OSError as error:
+            raise ModelUnavailable(f"Cannot get {reference} from the Hub: {_reason(error)}") from error
+    raise ModelUnavailable(
+        f'"{reference}" is no model: use {", ".join(MODELS)}, a folder, or a Hub id "owner/name".'
+    )
+
+
+def pretrained_file(reference):
+    """Return the Path of pretrained weights: a safetensors file, or that of a Hub id.
+
+    Raises ModelUnavailable.
+    """
+    if Path(reference).is_file():
+        return Path(reference)
+    if not _REPO_ID.fullmatch(str(reference)):
+        raise ModelUnavailable(f'"{reference}" is neither a safetensors file nor a Hub id.')
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(reference, "model.safetensors"))
+    except (OSError, EntryNotFoundError) as error:
+        raise ModelUnavailable(
+            f"Cannot get the pretrained weights {reference} from the Hub ({_reason(error)}); give a "
+            "safetensors file with torchvision's names instead."
+        ) from error
+
+
+def _by_name(spec, runtime):
+    bundled = BUNDLE / spec.name
+    configured = spec.configured_hub()
+    if not configured:
+        return ModelSource(bundled, "bundle")
+    repo, _, revision = configured.partition("@")
+    if not (_REPO_ID.fullmatch(repo) and revision):
+        raise ModelUnavailable(f'{spec.hub_variable} is "{configured}": write it as "owner/name@revision".')
+    try:
+        return _download(repo, revision, runtime)
+    except OSError as error:
+        return ModelSource(bundled, "bundle", note=f"{configured} not reached: {_reason(error)}")
+
+
+def _download(repo, revision, runtime):
+    # Imported here: only a configured Hub needs it.
+    from huggingface_hub import snapshot_download
+
+    folder = Path(
+        snapshot_download(repo, revision=revision, allow_patterns=_ALWAYS + _WEIGHTS[runtime], etag_timeout=3)
+    )
+    if not (folder / "config.json").exists():
+        raise InvalidModel(f"{repo} has no config.json: it is not a model of this library.")
+    return ModelSource(folder, "hub", repo=repo, revision=folder.name)  # snapshots/<commit sha>
+
+
+def _reason(error):
+    """The first sentence of a client's error, which may run over many lines."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

@@ -1,0 +1,166 @@
+"""Scores of predicted probabilities against labels, their intervals, and temperature scaling.
+
+Throughout: logits and probabilities float [N, 10], labels int [N] in 0..9, groups int [N].
+"""
+
+import numpy as np
+
+from fracture_lib.labels import CLASSES
+
+__all__ = [
+    "brier",
+    "calibrate_across_groups",
+    "expected_calibration_error",
+    "fit_temperature",
+    "report",
+    "softmax",
+]
+
+BINS = 15
+RESAMPLES = 1000
+
+
+def softmax(logits, temperature=1.0):
+    """Logits -> probabilities whose rows sum to 1; a `temperature` above 1 makes them humbler."""
+    scaled = (logits - logits.max(axis=1, keepdims=True)) / temperature
+    exponentials = np.exp(scaled)
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def brier(probabilities, labels):
+    """Mean squared distance to the one-hot label, 0..2 (Brier, 1950)."""
+    return float(((probabilities - np.eye(len(CLASSES))[labels]) ** 2).sum(axis=1).mean())
+
+
+def expected_calibration_error(probabilities, labels):
+    """Mean gap between confidence and accuracy over 15 equal bins of confidence, 0..1.
+
+    Source: Guo et al., On Calibration of Modern Neural Networks, 2017.
+    """
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    bin_of = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gaps = np.bincount(bin_of, weights=correct - confidence, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def fit_temperature(logits, labels):
+    """Return the temperature that minimises the negative log-likelihood (Guo et al., 2017)."""
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_temperature):
+        return _negative_log_likelihood(softmax(logits, np.exp(log_temperature)), labels)
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+
+
+def calibrate_across_groups(logits, labels, groups, parts=5):
+    """Return probabilities, each film's cooled by a temperature fitted on the other groups' films.
+
+    So a calibration figure of the result is not flattered by films that chose the temperature.
+    """
+    part = np.unique(groups, return_inverse=True)[1] % parts
+    probabilities = np.empty(logits.shape)
+    for p in np.unique(part):
+        here = part == p
+        probabilities[here] = softmax(logits[here], fit_temperature(logits[~here], labels[~here]))
+    return probabilities
+
+
+def report(probabilities, labels, groups, resamples=RESAMPLES, seed=0):
+    """Return a JSON-ready dict: n, headline metrics with 95 % intervals, per-class table, confusion.
+
+    Intervals are percentiles of a bootstrap that draws whole groups, as films of one patient are
+    not independent. A metric that is undefined (AUROC of a single class) is None.
+    """
+    rng = np.random.default_rng(seed)
+    members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
+    draws = []
+    for _ in range(resamples):
+        drawn = rng.integers(len(members), size=len(members))
+        films = np.concatenate([members[g] for g in drawn])
+        draws.append(list(_headlines(probabilities[films], labels[films]).values()))
+    low, high = np.nanpercentile(np.array(draws, float), [2.5, 97.5], axis=0)
+    values = _headlines(probabilities, labels)
+    return {
+        "n": len(labels),
+        "groups": len(members),
+        "interval": f"95 %, percentile bootstrap over groups, {resamples} resamples",
+        "metrics": {
+            name: {"value": _round(value), "low": _round(low[i]), "high": _round(high[i])}
+            for i, (name, value) in enumerate(values.items())
+        },
+        "per_class": _per_class(probabilities, labels),
+        "confusion_matrix": _confusion(probabilities, labels).tolist(),  # rows true, columns said
+    }
+
+
+def _headlines(probabilities, labels):
+    said = probabilities.argmax(axis=1)
+    of_label = probabilities[np.arange(len(labels)), labels]
+    confusion = _confusion(probabilities, labels)
+    present = confusion.sum(axis=1) > 0
+    recall = confusion.diagonal()[present] / confusion.sum(axis=1)[present]
+    return {
+        "accuracy": np.mean(said == labels),
+        "top3_accuracy": np.mean((probabilities > of_label[:, None]).sum(axis=1) < 3),
+        "macro_f1": np.mean(_f1(confusion)[present]),
+        "balanced_accuracy": recall.mean(),
+        "macro_auroc": _mean_or_nan([auroc for auroc in _aurocs(probabilities, labels) if auroc]),
+        "negative_log_likelihood": _negative_log_likelihood(probabilities, labels),
+        "brier": brier(probabilities, labels),
+        "expected_calibration_error": expected_calibration_error(probabilities, labels),
+    }
+
+
+def _per_class(probabilities, labels):
+    confusion = _confusion(probabilities, labels)
+    said, true, right = confusion.sum(axis=0), confusion.sum(axis=1), confusion.diagonal()
+    return [
+        {
+            "label": c.label,
+            "n": int(true[c.id]),
+            "precision": _round(right[c.id] / said[c.id]) if said[c.id] else None,
+            "recall": _round(right[c.id] / true[c.id]) if true[c.id] else None,
+            "f1": _round(_f1(confusion)[c.id]) if true[c.id] else None,
+            "auroc": _round(auroc),
+        }
+        for c, auroc in zip(CLASSES, _aurocs(probabilities, labels), strict=True)
+    ]
+
+
+def _confusion(probabilities, labels):
+    size = len(CLASSES)
+    pairs = labels * size + probabilities.argmax(axis=1)
+    return np.bincount(pairs, minlength=size * size).reshape(size, size)
+
+
+def _f1(confusion):
+    named = confusion.sum(axis=0) + confusion.sum(axis=1)
+    return np.where(named > 0, 2 * confusion.diagonal() / np.maximum(named, 1), 0.0)
+
+
+def _aurocs(probabilities, labels):
+    """One-against-rest areas under the ROC curve by the rank-sum formula; None where undefined."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(probabilities, axis=0)
+    areas = []
+    for c in range(probabilities.shape[1]):
+        positive = labels == c
+        p, n = positive.sum(), (~positive).sum()
+        areas.append(float((ranks[positive, c].sum() - p * (p + 1) / 2) / (p * n)) if p and n else None)
+    return areas
+
+
+def _negative_log_likelihood(probabilities, labels):
+    of_label = probabilities[np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(of_label, 1e-12)).mean())
+
+
+def _mean_or_nan(values):
+    return np.mean(values) if values else np.nan
+
+
+def _round(value):
+    return None if value is None or np.isnan(value) else round(float(value), 4)

@@ -1,0 +1,307 @@
+"""Train a model: measure the recipe on held-out folds, then fit it once more on every film.
+
+    films -> folds -> for each held-out fold: fit on the rest -> held-out logits -> evaluation
+                   -> fit on all films -> the weights that are kept
+
+Inside a fit one more slice of whole groups is the monitor: it decides when to stop and which epoch
+to keep. The held-out fold is looked at once, at the end, so its figures choose nothing.
+
+This module knows no framework. A backend's Learner(recipe, seed, pretrained) is one network with
+
+    features(pixels)   what enters its trained layers: the output of a frozen trunk, or the pixels
+    step(features, targets, learning_rate, seed)   one optimizer step on soft targets [B, 10] -> loss
+    logits(features)   float32 [B, 10], dropout off
+    get_weights(), set_weights(arrays), get_optimizer(), set_optimizer(arrays)
+    save(folder)       its native weights and model.onnx
+
+A fit repeats bit for bit on one CPU, and a killed one goes on from its last checkpoint to the very
+same end: every epoch draws its randomness from (seed, epoch) alone.
+"""
+
+import json
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from fracture_lib.augment import augment
+from fracture_lib.backends import onnx
+from fracture_lib.cards import write_card
+from fracture_lib.config import read_json, write_config, write_json
+from fracture_lib.data import folds, load_films, pixels_of
+from fracture_lib.errors import FractureError, InvalidData
+from fracture_lib.evaluation import provenance
+from fracture_lib.hub import pretrained_file
+from fracture_lib.labels import CLASSES
+from fracture_lib.metrics import brier, calibrate_across_groups, fit_temperature, report, softmax
+from fracture_lib.recipes import RECIPES
+from fracture_lib.registry import MODELS
+
+__all__ = ["fit_folds", "train"]
+
+MONITOR_PARTS = 10  # one in ten of the films that a fit may see is its monitor
+CHECKPOINT_EVERY = 5  # epochs
+
+
+def train(name, data, out, split="Train", count=5, held_out=None, seed=0, pretrained=None, recipe=None):
+    """Train the model `name` on the films in the folder `data` and write it to the folder `out`.
+
+    `out` becomes a model folder laid out as a Hub repository, with checkpoints in
+    `out/checkpoints`: the same call after a kill goes on from there. `held_out` of the `count`
+    folds are measured (all by default). `recipe` overrides the model's own. `pretrained` is a
+    safetensors file or Hub id for models that start from weights. Returns evaluation.json's content.
+
+    Raises InvalidData where the films or the checkpoints do not fit, ModelUnavailable where the
+    pretrained weights cannot be had.
+    """
+    spec, recipe = MODELS[name], recipe or RECIPES[name]
+    held_out = count if held_out is None else held_out
+    if not 1 <= held_out <= count:
+        raise FractureError(f"Cannot hold out {held_out} of {count} folds: give 1 to {count}.")
+    films = load_films(data, split)
+    start = pretrained_file(pretrained or spec.pretrained) if spec.pretrained else None
+    out = Path(out)
+    work = out / "checkpoints"
+    work.mkdir(parents=True, exist_ok=True)
+    run = {"model": name, "seed": seed, "folds": count, "recipe": asdict(recipe), **provenance(films)}
+    _check_same_run(work / "run.json", run)
+
+    fits = fit_folds(name, recipe, films, work, count, held_out, seed, start)
+    logits, measured = fits["logits"], fits["indices"]
+    labels, groups = films.labels[measured], films.groups[measured]
+    temperature = fit_temperature(logits, labels)
+    fits["learner"].save(out)
+    write_config(
+        out,
+        model_name=name,
+        architecture=recipe.architecture,
+        temperature=round(temperature, 4),
+        recipe=asdict(recipe),
+        seed=seed,
+    )
+    evaluation = {
+        "model": name,
+        "protocol": f"out of fold: {held_out} of {count} grouped folds held out, each scored once by "
+        "a fit on the other folds; the weights here are one more fit, on all films",
+        **provenance(films),
+        **report(calibrate_across_groups(logits, labels, groups), labels, groups),
+        "training": {
+            "folds": count,
+            "held_out": held_out,
+            "pretrained": _origin(start),
+            "stored_probability_change": _storage_loss(fits["learner"], out, films),
+            "history": fits["history"],
+        },
+    }
+    write_json(out / "evaluation.json", evaluation)
+    write_card(out)
+    return evaluation
+
+
+def _check_same_run(path, run):
+    """Refuse to go on from the checkpoints of another run."""
+    run = json.loads(json.dumps(run))  # tuples become lists, as in the file
+    if path.exists() and (old := read_json(path)) != run:
+        changed = ", ".join(key for key in run if old.get(key) != run[key])
+        raise InvalidData(
+            f"{path.parent} holds checkpoints of a run with another {changed}: choose another "
+            "output folder or delete them."
+        )
+    write_json(path, run)
+
+
+def _origin(start):
+    """What a file of pretrained weights says of itself."""
+    if start is None:
+        return None
+    with safe_open(start, "np") as file:
+        return (file.metadata() or {}).get("source", start.name)
+
+
+def _storage_loss(learner, folder, films):
+    """Largest change in probability, over a hundred films, that storing the model made."""
+    pixels = pixels_of(films, limit=100)
+    before = softmax(_logits(learner, _features(learner, pixels)))
+    return float(np.abs(softmax(_in_chunks(onnx.load(folder), pixels)) - before).max())
+
+
+def fit_folds(name, recipe, films, work, count=5, held_out=5, seed=0, pretrained=None):
+    """Fit the model `name` on all but one of `count` folds, `held_out` times; then on all films.
+
+    Returns a dict: "learner" of the last fit; "logits" float32 [M, 10] of the M films in the folds
+    that were held out, each from the fit that did not see it, and "indices" int64 [M], which films
+    those are; "history" of the last fit, one dict an epoch.
+
+    The folder `work` keeps checkpoints; the same call again goes on from there.
+    """
+    backend = import_module(f"fracture_lib.backends.{MODELS[name].backend}")
+    pixels = pixels_of(films)
+    fold = folds(films, count, seed)
+    views = None
+    logits, indices = [], []
+    for k in [*range(held_out), None]:
+        learner = backend.Learner(recipe, seed, pretrained)
+        if recipe.cached_views and views is None:  # a frozen trunk is the same in every fit
+            views = _cached_views(learner, recipe, pixels, work / "views.npy", seed)
+        seen = np.arange(len(fold)) if k is None else np.flatnonzero(fold != k)
+        monitor = seen[folds(films, MONITOR_PARTS, seed, seen) == 0]
+        history = _fit(
+            learner,
+            recipe,
+            _sampler(recipe, pixels, views),
+            films.labels,
+            train=np.setdiff1d(seen, monitor),
+            monitor=(_features(learner, pixels[monitor]), films.labels[monitor]),
+            checkpoint=work / ("all.safetensors" if k is None else f"fold-{k}.safetensors"),
+            seed=seed,
+            title="all films" if k is None else f"fold {k + 1} of {count}",
+        )
+        if k is not None:
+            test = np.flatnonzero(fold == k)
+            logits.append(_logits(learner, _features(learner, pixels[test])))
+            indices.append(test)
+    return {
+        "learner": learner,
+        "logits": np.concatenate(logits),
+        "indices": np.concatenate(indices),
+        "history": history,
+    }
+
+
+def _fit(learner, recipe, sample, labels, train, monitor, checkpoint, seed, title):
+    """Train on the films `train` and leave the best averaged weights in `learner`."""
+    smooth = recipe.label_smoothing
+    targets = (1 - smooth) * np.eye(len(CLASSES)) + smooth / len(CLASSES)
+    targets = targets.astype(np.float32)[labels]
+    batch = min(recipe.batch_size, len(train))
+    steps = len(train) // batch  # films left over wait for the next epoch's order
+
+    average, history = learner.get_weights(), []
+    best = average
+    if checkpoint.exists():
+        average, best, history = _restore(learner, checkpoint)
+    progress = tqdm(desc=title, unit="epoch", total=recipe.epochs, initial=len(history))
+    for epoch in range(len(history), recipe.epochs):
+        if _stalled(history, recipe.patience):
+            break
+        rng = np.random.default_rng((seed, epoch))
+        order, losses = rng.permutation(train), []
+        for i in range(steps):
+            chosen = order[i * batch : (i + 1) * batch]
+            rate = _one_cycle((epoch + i / steps) / recipe.epochs, recipe)
+            draw = int(rng.integers(2**31))
+            losses.append(learner.step(sample(chosen, rng), targets[chosen], rate, draw))
+
+        weights = learner.get_weights()
+        average = _average(average, weights, min(recipe.average, (1 + epoch) / (10 + epoch)))
+        learner.set_weights(average)
+        probabilities = softmax(_logits(learner, monitor[0]))
+        learner.set_weights(weights)
+        history.append(
+            {
+                "epoch": epoch + 1,
+                "loss": round(float(np.mean(losses)), 4),
+                "monitor_accuracy": round(float((probabilities.argmax(1) == monitor[1]).mean()), 4),
+                "monitor_brier": round(brier(probabilities, monitor[1]), 5),
+            }
+        )
+        if history[-1]["monitor_brier"] <= min(h["monitor_brier"] for h in history):
+            best = average
+        if (epoch + 1) % CHECKPOINT_EVERY == 0 or epoch + 1 == recipe.epochs:
+            _save(learner, average, best, history, checkpoint)
+        progress.update()
+        progress.set_postfix({key: history[-1][key] for key in ("loss", "monitor_accuracy")})
+    progress.close()
+    learner.set_weights(best)
+    return history
+
+
+def _stalled(history, patience):
+    scores = [h["monitor_brier"] for h in history]
+    return bool(scores) and len(scores) - 1 - int(np.argmin(scores)) >= patience
+
+
+def _one_cycle(progress, recipe):
+    """Learning rate at `progress` 0..1: cosine up to the peak, cosine down to nearly zero."""
+    if progress < recipe.warm_up:
+        low, high, part = recipe.learning_rate / 25, recipe.learning_rate, progress / recipe.warm_up
+    else:
+        part = (progress - recipe.warm_up) / (1 - recipe.warm_up)
+        low, high = recipe.learning_rate, recipe.learning_rate / 1e4
+    return float(low + (high - low) * (1 - np.cos(np.pi * part)) / 2)
+
+
+def _average(average, weights, decay):
+    return [
+        (decay * a + (1 - decay) * w).astype(w.dtype) if w.dtype.kind == "f" else w
+        for a, w in zip(average, weights, strict=True)
+    ]
+
+
+def _sampler(recipe, pixels, views):
+    """Return sample(indices, rng) -> what a step trains on: fresh views, or cached ones."""
+
+    def fresh(indices, rng):
+        return np.stack([augment(pixels[i, 0], recipe.augmentation, rng) for i in indices])[:, None]
+
+    def cached(indices, rng):
+        return np.float32(views[rng.integers(len(views), size=len(indices)), indices])
+
+    return fresh if views is None else cached
+
+
+def _cached_views(learner, recipe, pixels, path, seed):
+    """Trunk features of `cached_views` views of every film: float16 [V, N, ...], kept at `path`."""
+    if not path.exists():
+        shape = (recipe.cached_views, len(pixels), *learner.features(pixels[:1]).shape[1:])
+        partial = path.with_suffix(".partial")
+        views = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
+        for v in tqdm(range(len(views)), desc="frozen features", unit="view"):
+            rng = np.random.default_rng((seed, v))
+            seen = np.stack([augment(film[0], recipe.augmentation, rng) for film in pixels])
+            views[v] = _features(learner, seen[:, None])
+        views.flush()
+        partial.replace(path)
+    return np.load(path, mmap_mode="r")
+
+
+def _features(learner, pixels):
+    return _in_chunks(learner.features, pixels)
+
+
+def _logits(learner, features):
+    return _in_chunks(learner.logits, features)
+
+
+def _in_chunks(function, inputs, size=64):
+    return np.concatenate([function(inputs[i : i + size]) for i in range(0, len(inputs), size)])
+
+
+def _save(learner, average, best, history, path):
+    parts = {
+        "weights": learner.get_weights(),
+        "optimizer": learner.get_optimizer(),
+        "average": average,
+        "best": best,
+    }
+    arrays = {f"{part}.{i}": a for part, some in parts.items() for i, a in enumerate(some)}
+    partial = path.with_suffix(".partial")
+    save_file(arrays, partial, metadata={"history": json.dumps(history)})
+    partial.replace(path)  # a kill in mid-write leaves the old checkpoint whole
+
+
+def _restore(learner, path):
+    with safe_open(path, "np") as file:
+        history = json.loads(file.metadata()["history"])
+        parts = {"weights": {}, "optimizer": {}, "average": {}, "best": {}}
+        for key in file.keys():  # noqa: SIM118, not a dict
+            part, i = key.split(".")
+            parts[part][int(i)] = file.get_tensor(key)
+    weights, optimizer, average, best = ([part[i] for i in sorted(part)] for part in parts.values())
+    learner.set_weights(weights)
+    learner.set_optimizer(optimizer)
+    return average, best, history

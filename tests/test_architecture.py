@@ -1,0 +1,98 @@
+"""The rules of ARCHITECTURE.md that a machine can hold."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted((ROOT / "fracture_lib").rglob("*.py"))
+
+# A framework and the modules that may import it, at any depth of the code.
+HOME = {
+    "gradio": set(),
+    "torch": {"backends/pytorch.py"},
+    "tensorflow": set(),
+    "keras": {"backends/keras.py"},
+    "transformers": set(),
+    "onnxruntime": {"backends/onnx.py"},
+}
+
+# Rooms, from the ground up. A module imports only from its own floor or those below it.
+FLOORS = (
+    {"errors", "labels"},
+    {"augment", "preprocess", "registry", "metrics", "drawing"},
+    {"config", "data", "recipes", "hub"},
+    {"backends.onnx", "cards"},
+    {"backends.pytorch", "backends.keras", "classifier"},
+    {"evaluation"},
+    {"training"},
+    {"__main__"},
+)
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+def name_of(path):
+    return path.relative_to(ROOT / "fracture_lib").with_suffix("").as_posix().replace("/", ".")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_only_its_own_module_imports_a_framework(path):
+    relative = path.relative_to(ROOT / "fracture_lib").as_posix()
+    used = {name.split(".")[0] for name in imports(path)}
+    for framework, homes in HOME.items():
+        assert framework not in used or relative in homes
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.name != "__init__.py"], ids=name_of)
+def test_imports_go_down(path):
+    floor = {name: i for i, names in enumerate(FLOORS) for name in names}
+    for imported in imports(path):
+        if imported == "fracture_lib.backends":
+            continue  # `from fracture_lib.backends import onnx`: the package itself is empty
+        if imported.startswith("fracture_lib."):
+            assert floor[imported.removeprefix("fracture_lib.")] <= floor[name_of(path)]
+
+
+def run_python(code):
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_importing_the_library_is_light():
+    code = (
+        "import sys, time; start = time.perf_counter(); import fracture_lib\n"
+        "print(time.perf_counter() - start, *sys.modules)"
+    )
+    runs = [run_python(code) for _ in range(3)]
+    heavy = {
+        "torch",
+        "tensorflow",
+        "keras",
+        "transformers",
+        "gradio",
+        "onnxruntime",
+        "scipy",
+        "sklearn",
+    }
+    assert not heavy & set(runs[0])
+    assert min(float(run[0]) for run in runs) < 0.5
+
+
+def test_serving_a_visitor_imports_no_framework(film):
+    code = (
+        "import sys, fracture_lib\n"
+        f"for name in fracture_lib.MODELS: fracture_lib.load(name).predict({str(film)!r})\n"
+        "print(*sys.modules)"
+    )
+    assert not {"torch", "tensorflow", "keras", "transformers"} & set(run_python(code))
