@@ -27,9 +27,10 @@ Three models, each naming one of {CLASS_COUNT} types of fracture. Upload a film 
 DISCLAIMER = """**Not a medical device. Not for diagnosis.** These models are often wrong: see the accuracy
 beside each answer. There is **no "no fracture" class**: a healthy bone gets a fracture name too."""
 
+HINT = "Upload a film, or pick one of the drawn examples."
+
 CSS = """
-.disclaimer, .problem { border-left: 4px solid var(--color-accent); padding: .5rem 1rem; }
-.problem { border-color: var(--error-border-color); background: var(--error-background-fill); }
+#disclaimer, #message { border-left: 4px solid var(--color-accent); padding: .5rem 1rem; }
 .facts { font-size: .85rem; }
 """
 
@@ -50,16 +51,16 @@ def facts(classifier, milliseconds=None):
     return "\n\n".join(lines)
 
 
-def seen_by_models(path):
-    """A film's path -> what the models get, as an 8-bit picture [128, 128]."""
-    return np.uint8(255 * fracture_lib.preprocess(path))
+def seen_by_models(film):
+    """A film [H, W] -> what the models get of it, each pixel drawn as 2x2 of 8 bits."""
+    return np.uint8(255 * fracture_lib.preprocess(film)).repeat(2, axis=0).repeat(2, axis=1)
 
 
-def display(path):
-    """A film's path -> the film as read, 8-bit and at most 1024 pixels a side."""
-    film = Image.fromarray(np.uint8(255 * fracture_lib.read_film(path)))
-    film.thumbnail((1024, 1024))
-    return film
+def display(film):
+    """A film [H, W] -> the film as read, 8-bit and at most 1024 pixels a side."""
+    picture = Image.fromarray(np.uint8(255 * film))
+    picture.thumbnail((1024, 1024))
+    return picture
 
 
 def draw_examples(folder):
@@ -75,21 +76,22 @@ def build_page(classifiers, examples):
     """Return the Blocks page that serves `classifiers`, a dict of name -> Classifier."""
 
     def answer(path, choice, top_k):
-        """All that changes after a click: problem, previews, then group, label, facts a model."""
-        problem, film, small = "", None, None
-        predictions = {}
-        try:
-            if not path:
-                raise fracture_lib.InvalidImage("Upload a film first, or pick an example.")
-            film, small = display(path), seen_by_models(path)
-            for name, classifier in classifiers.items():
-                if choice in ("all", name):
-                    predictions[name] = classifier.predict(path, int(top_k))
-        except fracture_lib.FractureError as error:
-            problem = str(error)
+        """All that changes: message, both pictures, then group, label and facts of each model."""
+        message, large, small, predictions = "", None, None, {}
+        if path:
+            try:
+                film = fracture_lib.read_film(path)  # once for all that follows
+                large, small = display(film), seen_by_models(film)
+                for name, classifier in classifiers.items():
+                    if choice in ("all", name):
+                        predictions[name] = classifier.predict(film, int(top_k))
+            except fracture_lib.FractureError as error:
+                message = str(error)
+        else:
+            message = HINT
         updates = [
-            gr.update(value=problem, visible=bool(problem)),
-            gr.update(value=film, visible=film is not None),
+            gr.update(value=message, visible=bool(message)),
+            gr.update(value=large, visible=large is not None),
             gr.update(value=small, visible=small is not None),
         ]
         for name, classifier in classifiers.items():
@@ -102,9 +104,10 @@ def build_page(classifiers, examples):
             ]
         return updates
 
+    picture = {"visible": False, "height": 260, "interactive": False, "buttons": ["fullscreen", "download"]}
     with gr.Blocks(title="Fracture type from an X-ray") as page:
         gr.Markdown(INTRODUCTION)
-        gr.Markdown(DISCLAIMER, elem_classes="disclaimer")
+        gr.Markdown(DISCLAIMER, elem_id="disclaimer")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 # Not gr.Image: it clips 16-bit films to white before the library sees them.
@@ -120,14 +123,13 @@ def build_page(classifiers, examples):
                     cache_examples=False,
                 )
             with gr.Column(scale=3, min_width=280):
-                problem = gr.Markdown(visible=False, elem_classes="problem")
+                message = gr.Markdown(HINT, elem_id="message")
                 with gr.Row():
-                    film = gr.Image(label="The film", visible=False, height=260, interactive=False)
+                    large = gr.Image(label="The film", alt_text="The film as it was read", **picture)
                     small = gr.Image(
                         label="What the models see (128x128)",
-                        visible=False,
-                        height=260,
-                        interactive=False,
+                        alt_text="The film scaled and padded to 128x128 pixels",
+                        **picture,
                     )
                 results = []
                 with gr.Row():
@@ -144,10 +146,11 @@ def build_page(classifiers, examples):
             gr.Markdown("\n".join(f"- **{c.label}**: {c.description}" for c in fracture_lib.CLASSES))
 
         gr.on(
-            [button.click, upload.upload, upload.change],
+            [button.click, upload.change, choice.change, top_k.release],
             answer,
             [upload, choice, top_k],
-            [problem, film, small, *results],
+            [message, large, small, *results],
+            trigger_mode="always_last",
             concurrency_id="inference",
             api_visibility="private",
         )
@@ -158,7 +161,9 @@ def main():
     classifiers = {name: fracture_lib.load(name) for name in fracture_lib.MODELS}
     with tempfile.TemporaryDirectory(prefix="drawn-films-") as folder:
         page = build_page(classifiers, draw_examples(Path(folder)))
-        page.queue(max_size=32).launch(css=CSS, ssr_mode=False, max_file_size="64mb", allowed_paths=[folder])
+        page.queue(max_size=32).launch(
+            css=CSS, ssr_mode=False, max_file_size="64mb", footer_links=["gradio", "settings"]
+        )
 
 
 if __name__ == "__main__":

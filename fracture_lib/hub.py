@@ -49,10 +49,7 @@ def locate(reference, runtime="onnx"):
         return ModelSource(Path(reference), "folder")
     repo, _, revision = reference.partition("@")
     if _REPO_ID.fullmatch(repo):
-        try:
-            return _download(repo, revision or None, runtime)
-        except OSError as error:
-            raise ModelUnavailable(f"Cannot get {reference} from the Hub: {_reason(error)}") from error
+        return _download(repo, revision or "main", runtime)
     raise ModelUnavailable(
         f'"{reference}" is no model: use {", ".join(MODELS)}, a folder, or a Hub id "owner/name".'
     )
@@ -89,17 +86,26 @@ def _by_name(spec, runtime):
         raise ModelUnavailable(f'{spec.hub_variable} is "{configured}": write it as "owner/name@revision".')
     try:
         return _download(repo, revision, runtime)
-    except OSError as error:
-        return ModelSource(bundled, "bundle", note=f"{configured} not reached: {_reason(error)}")
+    except ModelUnavailable as error:
+        return ModelSource(bundled, "bundle", note=str(error))
 
 
 def _download(repo, revision, runtime):
+    """Return the ModelSource of a Hub repository, from the cache where the Hub is out of reach."""
     # Imported here: only a configured Hub needs it.
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
-    folder = Path(
-        snapshot_download(repo, revision=revision, allow_patterns=_ALWAYS + _WEIGHTS[runtime], etag_timeout=3)
-    )
+    files = {"allow_patterns": _ALWAYS + _WEIGHTS[runtime]}
+    try:
+        # One question first: unlike a download it is not tried again for half a minute.
+        commit = HfApi().model_info(repo, revision=revision, timeout=3).sha
+        folder = snapshot_download(repo, revision=commit, **files)
+    except Exception as error:  # the client passes on its HTTP library's exceptions
+        try:
+            folder = snapshot_download(repo, revision=revision, local_files_only=True, **files)
+        except OSError:
+            raise ModelUnavailable(f"cannot get {repo} from the Hub: {_reason(error)}") from error
+    folder = Path(folder)
     if not (folder / "config.json").exists():
         raise InvalidModel(f"{repo} has no config.json: it is not a model of this library.")
     return ModelSource(folder, "hub", repo=repo, revision=folder.name)  # snapshots/<commit sha>

@@ -80,7 +80,7 @@ def report(probabilities, labels, groups, resamples=RESAMPLES, seed=0):
         drawn = rng.integers(len(members), size=len(members))
         films = np.concatenate([members[g] for g in drawn])
         draws.append(list(_headlines(probabilities[films], labels[films]).values()))
-    low, high = np.nanpercentile(np.array(draws, float), [2.5, 97.5], axis=0)
+    low, high = np.array([_interval(draw) for draw in zip(*draws, strict=True)]).T
     values = _headlines(probabilities, labels)
     return {
         "n": len(labels),
@@ -111,6 +111,11 @@ def _headlines(probabilities, labels):
         "brier": brier(probabilities, labels),
         "expected_calibration_error": expected_calibration_error(probabilities, labels),
     }
+
+
+def _interval(draw):
+    defined = [value for value in draw if not np.isnan(value)]
+    return np.percentile(defined, [2.5, 97.5]) if defined else (np.nan, np.nan)
 
 
 def _per_class(probabilities, labels):

@@ -148,7 +148,8 @@ def fit_folds(name, recipe, films, work, count=5, held_out=5, seed=0, pretrained
         if recipe.cached_views and views is None:  # a frozen trunk is the same in every fit
             views = _cached_views(learner, recipe, pixels, work / "views.npy", seed)
         seen = np.arange(len(fold)) if k is None else np.flatnonzero(fold != k)
-        monitor = seen[folds(films, MONITOR_PARTS, seed, seen) == 0]
+        parts = min(MONITOR_PARTS, np.bincount(films.labels[seen]).max())
+        monitor = seen[folds(films, parts, seed, seen) == 0]
         history = _fit(
             learner,
             recipe,

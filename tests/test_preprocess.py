@@ -30,6 +30,10 @@ def test_every_kind_of_source_gives_the_same_input(film, tmp_path):
         assert preprocess(source).tobytes() == expected.tobytes()
 
 
+def test_a_film_that_was_read_gives_the_same_input(film):
+    assert preprocess(read_film(film)).tobytes() == preprocess(film).tobytes()
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "I", "F"])
 def test_grey_and_colour_modes_agree(film, mode):
     np.testing.assert_allclose(preprocess(film.convert(mode)), preprocess(film), atol=1e-5)

@@ -28,6 +28,7 @@ from fracture_lib.preprocess import INPUT_SIZE
 __all__ = ["Learner", "load", "load_pretrained", "resnet50", "three_block_cnn"]
 
 WEIGHTS = "model.keras"
+PACKED = {"shuffle": True, "compression": "gzip", "compression_opts": 1}
 HALF_ABOVE = 10_000_000  # parameters; a larger model's kernels are stored as float16
 
 
@@ -117,7 +118,7 @@ def load_pretrained(model, path):
     try:
         kernel = tensors["conv1.weight"]  # [64, 3, 7, 7]
         if normalised:
-            mean, std = (np.float32(v)[:, None, None] for v in _IMAGENET)
+            mean, std = (np.float32(v)[:, None, None] for v in IMAGENET)
             tensors["bn1.running_mean"] += (kernel * mean / std).sum((1, 2, 3))
             kernel = kernel / std
         tensors["conv1.weight"] = kernel.sum(1, keepdims=True)
@@ -133,7 +134,7 @@ def load_pretrained(model, path):
         raise InvalidModel(f"{Path(path).name} is no ResNet50 in torchvision's names: {error}") from error
 
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean, standard deviation
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean, standard deviation
 
 
 def load(folder):
@@ -152,10 +153,26 @@ def _channels_last(pixels):
 
 
 def _round_to_half(model):
-    """Give every kernel a value that float16 can hold, so that half the bytes store it exactly."""
-    model.set_weights(
-        [w.astype(np.float16).astype(w.dtype) if w.ndim > 1 else w for w in model.get_weights()]
-    )
+    """Give every kernel a value that float16 can hold, so that half the bytes store it exactly.
+
+    Exporters multiply a convolution's kernel by the scale of the BatchNorm behind it. So that this
+    product too fits float16, the scale is first made a power of two and the rest moved into the
+    kernel, which leaves the function unchanged.
+    """
+    for layer in model.layers:
+        if isinstance(layer, layers.Conv2D):
+            # The layers' names follow torchvision: conv1 and bn1, downsample_0 and downsample_1.
+            norm = model.get_layer(layer.name.replace("conv", "bn").replace("sample_0", "sample_1"))
+            gamma, beta, mean, variance = norm.get_weights()
+            deviation = np.sqrt(variance + norm.epsilon)
+            scale = np.abs(gamma) / deviation
+            power = np.exp2(np.floor(np.log2(np.maximum(scale, 1e-12))))
+            rest = np.maximum(scale, 1e-12) / power  # in 1..2
+            norm.set_weights([np.sign(gamma) * power * deviation, beta, mean * rest, variance])
+            layer.set_weights([(layer.get_weights()[0] * rest).astype(np.float16).astype(np.float32)])
+        elif isinstance(layer, layers.Dense):
+            kernel, bias = layer.get_weights()
+            layer.set_weights([kernel.astype(np.float16).astype(np.float32), bias])
 
 
 def _compress(path):
@@ -178,7 +195,7 @@ def _compress(path):
                 if isinstance(item, h5py.Group):
                     new = target.require_group(name)
                 else:
-                    options = {"shuffle": True, "compression": "gzip"} if item.shape else {}
+                    options = PACKED if item.shape else {}  # a scalar cannot be packed
                     new = target.create_dataset(name, data=item[()], **options)
                 new.attrs.update(item.attrs)
 

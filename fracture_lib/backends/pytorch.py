@@ -1,12 +1,14 @@
 """PyTorch: the custom CNN, its training step, and its files (model.safetensors, model.onnx)."""
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
 from fracture_lib.backends.onnx import INPUT, OUTPUTS
 from fracture_lib.config import read_config
+from fracture_lib.errors import InvalidModel
 from fracture_lib.labels import CLASSES
 from fracture_lib.preprocess import INPUT_SIZE
 
@@ -71,7 +73,10 @@ def _logits(model, pixels):
 def load(folder):
     """Return the logits function of a model folder. Raises InvalidModel."""
     model = _build(read_config(folder)["architecture"])
-    model.load_state_dict(load_file(folder / WEIGHTS))
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise InvalidModel(f"{folder.name}/{WEIGHTS} cannot be loaded: {error}") from error
     return lambda pixels: _logits(model, pixels)
 
 

@@ -1,0 +1,95 @@
+"""Our metrics are written for a thousand resamples in seconds; scikit-learn says they are right."""
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from fracture_lib.metrics import (
+    brier,
+    calibrate_across_groups,
+    expected_calibration_error,
+    fit_temperature,
+    report,
+    softmax,
+)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 400)
+    logits = rng.normal(size=(400, 10))
+    logits[np.arange(400), labels] += 1.5
+    return logits, labels, np.arange(400) // 2
+
+
+def test_headlines_agree_with_scikit_learn(drawn):
+    logits, labels, groups = drawn
+    p, said = softmax(logits), logits.argmax(1)
+    found = {k: v["value"] for k, v in report(p, labels, groups, resamples=20)["metrics"].items()}
+    expected = {
+        "accuracy": sk.accuracy_score(labels, said),
+        "top3_accuracy": sk.top_k_accuracy_score(labels, p, k=3),
+        "macro_f1": sk.f1_score(labels, said, average="macro"),
+        "balanced_accuracy": sk.balanced_accuracy_score(labels, said),
+        "macro_auroc": sk.roc_auc_score(labels, p, multi_class="ovr"),
+        "negative_log_likelihood": sk.log_loss(labels, p),
+        "brier": sk.brier_score_loss(labels, p, scale_by_half=False),
+    }
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=1e-4), name
+
+
+def test_per_class_table_and_confusion_agree_with_scikit_learn(drawn):
+    logits, labels, groups = drawn
+    found = report(softmax(logits), labels, groups, resamples=2)
+    assert found["confusion_matrix"] == sk.confusion_matrix(labels, logits.argmax(1)).tolist()
+    rows = sk.precision_recall_fscore_support(labels, logits.argmax(1))
+    for i, row in enumerate(found["per_class"]):
+        mine = [row["precision"], row["recall"], row["f1"], row["n"]]
+        assert mine == pytest.approx([r[i] for r in rows], abs=1e-4)
+
+
+def test_intervals_hold_the_value_and_widen_when_films_come_in_groups(drawn):
+    logits, labels, _ = drawn
+    p = softmax(logits)
+
+    def width(groups):
+        accuracy = report(p, labels, groups, resamples=300)["metrics"]["accuracy"]
+        assert accuracy["low"] < accuracy["value"] < accuracy["high"]
+        return accuracy["high"] - accuracy["low"]
+
+    right = np.argsort(p.argmax(1) == labels, kind="stable")  # right and wrong films kept apart
+    blocks = np.empty(400, int)
+    blocks[right] = np.arange(400) // 20
+    assert width(blocks) > 2 * width(np.arange(400))
+
+
+def test_a_folder_that_lacks_classes_is_scored_on_those_it_has():
+    p = np.eye(10)[[0, 0, 1]] * 0.9 + 0.01
+    found = report(p, np.array([0, 0, 1]), np.arange(3), resamples=50)
+    assert found["metrics"]["balanced_accuracy"]["value"] == 1
+    assert found["metrics"]["macro_f1"]["value"] == 1
+    assert found["per_class"][5]["recall"] is None
+    alone = report(p[:2], np.array([0, 0]), np.arange(2), resamples=5)
+    assert alone["metrics"]["macro_auroc"] == {"value": None, "low": None, "high": None}
+
+
+def test_calibration_error_by_hand():
+    p = np.full((4, 10), 0.2 / 9)
+    p[:, 0] = 0.8
+    assert expected_calibration_error(p, np.array([0, 0, 0, 0])) == pytest.approx(0.2)
+    assert expected_calibration_error(p, np.array([0, 0, 1, 1])) == pytest.approx(0.3)
+    assert brier(np.eye(10)[[3]], np.array([3])) == 0
+    assert brier(np.eye(10)[[3]], np.array([4])) == 2
+
+
+def test_temperature_recovers_what_made_the_logits_overconfident():
+    rng = np.random.default_rng(1)
+    honest = rng.normal(size=(6000, 10)) * 1.5
+    labels = np.array([rng.choice(10, p=p) for p in softmax(honest)])
+    assert fit_temperature(3 * honest, labels) == pytest.approx(3, rel=0.1)
+    calibrated = calibrate_across_groups(3 * honest, labels, np.arange(6000))
+    assert expected_calibration_error(calibrated, labels) < 0.03
+    assert expected_calibration_error(softmax(3 * honest), labels) > 0.15
+    assert (calibrated.argmax(1) == honest.argmax(1)).all()

@@ -1,0 +1,192 @@
+"""The contract that every model keeps, whatever framework it was built with."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fracture_lib
+from fracture_lib import CLASSES, FractureError, InvalidModel, ModelUnavailable, UnknownLabel, load
+from fracture_lib.hub import BUNDLE
+from fracture_lib.preprocess import PREPROCESSOR_CONFIG
+
+NAMES = list(fracture_lib.MODELS)
+RUNTIMES = ["onnx", "native"]
+MEGABYTE = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return {(name, runtime): load(name, runtime) for name in NAMES for runtime in RUNTIMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_predict_gives_labelled_probabilities_in_order(loaded, film, name, runtime):
+    prediction = loaded[name, runtime].predict(film, top_k=10)
+    probabilities = [s.probability for s in prediction.scores]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert sum(probabilities) == pytest.approx(1)
+    assert {s.label for s in prediction.scores} == {c.label for c in CLASSES}
+    assert (prediction.model, prediction.runtime) == (name, runtime)
+    assert prediction.source.kind == "bundle" and prediction.milliseconds > 0
+    assert loaded[name, runtime].predict(film).scores == prediction.scores[:3]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_native_and_onnx_agree(loaded, pixels, name):
+    native = loaded[name, "native"].probabilities(pixels)
+    onnx = loaded[name, "onnx"].probabilities(pixels)
+    assert np.abs(native - onnx).max() < 1e-4
+
+
+def test_all_models_get_byte_identical_input(loaded, film, monkeypatch):
+    received = set()
+    for classifier in loaded.values():
+        logits = classifier._logits
+
+        def spy(pixels, logits=logits):
+            received.add((pixels.dtype.str, pixels.shape, pixels.tobytes()))
+            return logits(pixels)
+
+        monkeypatch.setattr(classifier, "_logits", spy)
+        classifier.predict(film)
+    assert len(received) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_looks_at_the_film(loaded, pixels, name):
+    answers = loaded[name, "onnx"].probabilities(pixels)
+    assert answers.std(axis=0).max() > 0.01
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_film_or_many_give_the_same_answer(loaded, pixels, name):
+    classifier = loaded[name, "onnx"]
+    alone = np.concatenate([classifier.probabilities(p[None]) for p in pixels])
+    np.testing.assert_allclose(classifier.probabilities(pixels), alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_graph_can_also_return_its_last_feature_map(name, pixels):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(BUNDLE / name / "model.onnx")
+    assert [i.name for i in session.get_inputs()] == ["pixel_values"]
+    assert {o.name for o in session.get_outputs()} == {"logits", "feature_map"}
+    logits, features = session.run(["logits", "feature_map"], {"pixel_values": pixels})
+    assert logits.shape == (10, 10)
+    count, channels, height, width = features.shape
+    assert count == 10 and channels >= 64 and height == width and height >= 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_bundle_is_laid_out_like_a_hub_repository(name):
+    spec, folder = fracture_lib.MODELS[name], BUNDLE / name
+    weights = {"pytorch": "model.safetensors", "keras": "model.keras"}[spec.backend]
+    assert {p.name for p in folder.iterdir()} == {
+        "config.json",
+        "preprocessor_config.json",
+        "evaluation.json",
+        "README.md",
+        "model.onnx",
+        weights,
+    }
+    config = json.loads((folder / "config.json").read_text())
+    assert config["id2label"] == {str(c.id): c.label for c in CLASSES}
+    assert json.loads((folder / "preprocessor_config.json").read_text()) == PREPROCESSOR_CONFIG
+
+
+def test_the_bundle_keeps_its_limits_of_size():
+    sizes = [p.stat().st_size for p in BUNDLE.rglob("*") if p.is_file()]
+    assert max(sizes) < 60 * MEGABYTE and sum(sizes) < 120 * MEGABYTE
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_bundled_model_was_measured_above_chance(name):
+    evaluation = json.loads((BUNDLE / name / "evaluation.json").read_text())
+    accuracy = evaluation["metrics"]["accuracy"]
+    assert accuracy["value"] >= 0.25 and accuracy["low"] > 0.15
+    assert evaluation["n"] == sum(map(sum, evaluation["confusion_matrix"])) >= 150
+    assert evaluation["training"]["stored_probability_change"] < 0.01
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if fracture_lib.MODELS[n].backend == "keras"])
+def test_keras_alone_loads_the_native_file(name, pixels):
+    import keras
+
+    model = keras.saving.load_model(BUNDLE / name / "model.keras")
+    answers = model.predict_on_batch(pixels.reshape(-1, 128, 128, 1))
+    np.testing.assert_allclose(answers.sum(axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("top_k", [0, 11, -1, 2.5, "3"])
+def test_a_wrong_top_k_says_the_range(loaded, film, top_k):
+    with pytest.raises(FractureError, match="from 1 to 10"):
+        loaded["pytorch-cnn", "onnx"].predict(film, top_k=top_k)
+
+
+def test_an_unknown_model_or_runtime_lists_the_known():
+    with pytest.raises(ModelUnavailable, match="pytorch-cnn, tensorflow-cnn, resnet50"):
+        load("resnet")
+    with pytest.raises(FractureError, match="onnx or native"):
+        load("resnet50", runtime="cuda")
+
+
+def test_extreme_films_give_finite_probabilities(loaded):
+    checkers = Image.fromarray(np.uint8(255 * (np.indices((300, 30)).sum(axis=0) % 2)))
+    for classifier in loaded.values():
+        scores = classifier.predict(checkers, top_k=10).scores
+        assert np.isfinite([s.probability for s in scores]).all()
+
+
+@pytest.fixture
+def copied(tmp_path):
+    return shutil.copytree(BUNDLE / "pytorch-cnn", tmp_path / "model")
+
+
+def test_a_folder_is_a_model_too(copied, film):
+    prediction = load(copied).predict(film)
+    assert str(prediction.source) == "local folder model"
+    assert prediction.scores == load("pytorch-cnn").predict(film).scores
+
+
+@pytest.mark.parametrize("missing", ["config.json", "preprocessor_config.json", "model.onnx"])
+def test_an_incomplete_folder_names_what_it_lacks(copied, missing):
+    (copied / missing).unlink()
+    with pytest.raises(InvalidModel, match=missing):
+        load(copied)
+
+
+def test_a_damaged_graph_or_config_is_named(copied):
+    (copied / "model.onnx").write_bytes(b"not a graph")
+    with pytest.raises(InvalidModel, match=r"model\.onnx cannot be read"):
+        load(copied)
+    (copied / "config.json").write_text("{")
+    with pytest.raises(InvalidModel, match=r"config\.json cannot be read"):
+        load(copied)
+
+
+def test_a_config_with_other_classes_or_preprocessing_is_refused(copied):
+    config = json.loads((copied / "config.json").read_text())
+    config["id2label"]["9"] = "Torus"
+    (copied / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnknownLabel, match="Torus"):
+        load(copied)
+    config["id2label"]["9"] = "Spiral"
+    (copied / "config.json").write_text(json.dumps(config))
+    (copied / "preprocessor_config.json").write_text('{"size": 224}')
+    with pytest.raises(InvalidModel, match="other preprocessing"):
+        load(copied)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_damaged_native_weights_are_named(tmp_path, name, runtime):
+    folder = shutil.copytree(BUNDLE / name, tmp_path / "model")
+    for path in (*folder.glob("model.*"),):
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InvalidModel, match="model"):
+        load(folder, runtime)

@@ -1,0 +1,255 @@
+"""Training for real, but tiny: slim nets, a few epochs, drawn films."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fracture_lib import load
+from fracture_lib.augment import Augmentation, augment
+from fracture_lib.backends import keras as keras_backend
+from fracture_lib.backends import pytorch as pytorch_backend
+from fracture_lib.data import load_films, pixels_of
+from fracture_lib.errors import FractureError, InvalidData, InvalidModel, ModelUnavailable
+from fracture_lib.evaluation import evaluate
+from fracture_lib.recipes import RECIPES
+from fracture_lib.training import train
+
+ROOT = Path(__file__).parent.parent
+CNNS = {"pytorch-cnn": pytorch_backend, "tensorflow-cnn": keras_backend}
+CHECKPOINT_AT = 5  # epochs
+
+
+def tiny(name, epochs=7):
+    slim = {**RECIPES[name].architecture, "channels": [4, 4, 8], "hidden": 8}
+    return replace(RECIPES[name], architecture=slim, epochs=epochs, batch_size=8)
+
+
+def answers(folder, pixels):
+    return load(folder).probabilities(pixels)
+
+
+@pytest.fixture(scope="module", params=CNNS)
+def trained(request, film_folder, tmp_path_factory):
+    """(name, folder) of a tiny model trained on two of four folds."""
+    out = tmp_path_factory.mktemp(request.param)
+    train(request.param, film_folder, out, count=4, held_out=2, recipe=tiny(request.param))
+    return request.param, out
+
+
+def test_training_writes_a_model_folder_that_loads(trained, film):
+    name, out = trained
+    assert {"config.json", "preprocessor_config.json", "evaluation.json", "README.md", "model.onnx"} <= {
+        p.name for p in out.iterdir()
+    }
+    for runtime in ("onnx", "native"):
+        assert load(out, runtime).predict(film).model == name
+
+
+def test_the_report_says_what_was_measured(trained):
+    _, out = trained
+    report = json.loads((out / "evaluation.json").read_text())
+    assert report["n"] == 20 and report["groups"] == 20  # two of four folds of 40 films
+    assert report["data"]["films"] == 40 and report["data"]["grouped_by"] == "source_group"
+    assert "2 of 4 grouped folds" in report["protocol"]
+    assert len(report["training"]["history"]) == 7
+    for metric in report["metrics"].values():
+        assert metric["low"] <= metric["high"]
+
+
+def test_the_card_holds_the_report(trained):
+    from huggingface_hub import ModelCard
+
+    name, out = trained
+    report = json.loads((out / "evaluation.json").read_text())
+    card = ModelCard.load(out / "README.md")
+    assert card.data.eval_results[0].metric_value == report["metrics"]["accuracy"]["value"]
+    assert card.data.pipeline_tag == "image-classification"
+    assert f"n = {report['n']} films" in card.text and report["data"]["fingerprint"][:16] in card.text
+    for sentence in ("Not a medical device", '"no fracture" class', "withheld"):
+        assert sentence in card.text
+    assert name in card.text and "{{" not in card.text
+
+
+def test_the_same_seed_gives_the_same_model_and_resuming_gives_it_too(
+    trained, film_folder, tmp_path, pixels, monkeypatch
+):
+    name, uninterrupted = trained
+    learner = CNNS[name].Learner
+    step, calls = learner.step, []
+
+    def killed(self, *arguments):
+        calls.append(1)
+        if len(calls) == 3 * (CHECKPOINT_AT + 1):  # three steps an epoch: past the first checkpoint
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    monkeypatch.setattr(learner, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(name, film_folder, tmp_path, count=4, held_out=2, recipe=tiny(name))
+    train(name, film_folder, tmp_path, count=4, held_out=2, recipe=tiny(name))
+    assert len(calls) < 3 * 7 + 3 * 7 * 2 + 3 * 7, "the first fit did not start over"
+    np.testing.assert_array_equal(answers(tmp_path, pixels), answers(uninterrupted, pixels))
+
+
+def test_another_run_does_not_take_up_foreign_checkpoints(trained, film_folder):
+    name, out = trained
+    with pytest.raises(InvalidData, match="another seed"):
+        train(name, film_folder, out, count=4, held_out=2, seed=1, recipe=tiny(name))
+
+
+def test_training_stops_when_the_monitor_no_longer_improves(film_folder, tmp_path):
+    recipe = replace(tiny("pytorch-cnn", epochs=40), learning_rate=1e-9, patience=2)
+    report = train("pytorch-cnn", film_folder, tmp_path, count=4, held_out=1, recipe=recipe)
+    assert len(report["training"]["history"]) < 40
+
+
+def test_evaluate_scores_a_trained_folder_on_films_it_has_not_seen(trained, film_folder):
+    name, out = trained
+    report = evaluate(out, film_folder, "Train")
+    assert (report["model"], report["n"]) == (name, 40)
+    assert report["source"].startswith("local folder")
+
+
+def test_wrong_arguments_are_sentences(film_folder, tmp_path):
+    with pytest.raises(FractureError, match="hold out 6 of 5"):
+        train("pytorch-cnn", film_folder, tmp_path, held_out=6)
+    with pytest.raises(InvalidData, match="folds"):
+        train("pytorch-cnn", film_folder, tmp_path, count=400, recipe=tiny("pytorch-cnn"))
+    with pytest.raises(ModelUnavailable, match="neither a safetensors file"):
+        train("resnet50", film_folder, tmp_path, pretrained="no file.safetensors")
+
+
+def test_both_cnns_are_one_architecture():
+    assert RECIPES["pytorch-cnn"].architecture == RECIPES["tensorflow-cnn"].architecture
+    torch_net = pytorch_backend.Learner(RECIPES["pytorch-cnn"], 0)
+    keras_net = keras_backend.Learner(RECIPES["tensorflow-cnn"], 0)
+    sizes = [a.size for a in torch_net.get_weights() if a.dtype.kind == "f"]  # not BatchNorm's counters
+    assert sorted(sizes) == sorted(a.size for a in keras_net.get_weights())
+
+
+# ---- ResNet50
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """(file of random ResNet50 weights in torchvision's names, the same network in transformers)."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import ResNetConfig, ResNetModel
+
+    torch.manual_seed(0)
+    network = ResNetModel(ResNetConfig(downsample_in_bottleneck=False)).eval()
+    tensors = {}
+    for key, tensor in network.state_dict().items():
+        if torch.is_floating_point(tensor) and "running_var" in key:
+            tensor.uniform_(0.5, 1.5)  # in place: the network has it too
+        if key.endswith("running_mean"):
+            tensor.normal_(0, 0.1)
+        key = key.replace("embedder.embedder.convolution", "conv1").replace(
+            "embedder.embedder.normalization", "bn1"
+        )
+        if key.startswith("encoder"):
+            _, _, stage, _, block, *rest = key.split(".")
+            at = f"layer{int(stage) + 1}.{block}."
+            if rest[0] == "shortcut":
+                key = at + "downsample." + {"convolution": "0.", "normalization": "1."}[rest[1]] + rest[2]
+            else:
+                kind = {"convolution": "conv", "normalization": "bn"}[rest[2]]
+                key = f"{at}{kind}{int(rest[1]) + 1}.{rest[3]}"
+        tensors[key] = tensor
+    path = tmp_path_factory.mktemp("weights") / "resnet50.safetensors"
+    save_file(tensors, path, metadata={"input": "RGB / 255, no mean/std"})
+    return path, network
+
+
+def test_our_resnet50_is_transformers_resnet50_on_grey_films(pretrained, pixels):
+    """Version 1.5, as torchvision's and the Hub's weights expect: same features, same weights."""
+    import keras
+    import torch
+
+    path, network = pretrained
+    learner = keras_backend.Learner(RECIPES["resnet50"], 0, path)
+    ours = keras.Model(learner.model.input, learner.model.get_layer("feature_map").output)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(pixels).expand(-1, 3, -1, -1)).last_hidden_state.numpy()
+    found = ours.predict_on_batch(pixels.reshape(-1, 128, 128, 1)).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_weights_made_for_normalised_input_are_folded_in(pretrained, tmp_path):
+    """The file without the note "no mean/std" is ImageNet's: same features on (x - mean) / std."""
+    import keras
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path, network = pretrained
+    save_file(load_file(path), tmp_path / "imagenet.safetensors")
+    learner = keras_backend.Learner(RECIPES["resnet50"], 0, tmp_path / "imagenet.safetensors")
+    grey = np.full((1, 1, 128, 128), 0.3, np.float32)
+    mean, std = (torch.tensor(v)[None, :, None, None] for v in keras_backend.IMAGENET)
+    with torch.no_grad():
+        stem = network.embedder.embedder((torch.from_numpy(grey).expand(-1, 3, -1, -1) - mean) / std)
+    first = keras.Model(learner.model.input, learner.model.get_layer("bn1").output)
+    found = np.maximum(first.predict_on_batch(grey.reshape(1, 128, 128, 1)), 0)
+    centre = (0, 32, 32)  # away from the padded border
+    np.testing.assert_allclose(found[centre], stem[0, :, 32, 32].numpy(), atol=1e-4)
+
+
+def test_resnet50_trains_its_last_stage_and_head_only(pretrained, pixels):
+    learner = keras_backend.Learner(RECIPES["resnet50"], 0, pretrained[0])
+    trunk, tail = learner.trunk.get_weights(), learner.get_weights()
+    learner.step(learner.features(pixels), np.eye(10, dtype=np.float32), 1e-3, seed=0)
+    for old, new in zip(trunk, learner.trunk.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    moved = [(a != b).any() for a, b in zip(tail, learner.get_weights(), strict=True)]
+    assert sum(moved) == len(learner.tail.trainable_weights) > 10
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file({"conv1.weight": np.zeros((64, 3, 7, 7), np.float32)}, tmp_path / "w.safetensors")
+    with pytest.raises(InvalidModel, match="no ResNet50"):
+        keras_backend.Learner(RECIPES["resnet50"], 0, tmp_path / "w.safetensors")
+
+
+# ---- augmentation
+
+
+def test_augmented_views_are_seeded_differ_and_stay_in_range(film_folder):
+    film = pixels_of(load_films(film_folder))[0, 0]
+    views = [augment(film, Augmentation(), np.random.default_rng(i)) for i in range(30)]
+    for view in views:
+        assert view.shape == film.shape and view.dtype == np.float32
+        assert view.min() >= 0 and view.max() <= 1
+    assert len({view.tobytes() for view in views}) == 30
+    again = augment(film, Augmentation(), np.random.default_rng(3))
+    np.testing.assert_array_equal(again, views[3])
+
+
+def test_no_strength_is_no_change(film_folder):
+    film = pixels_of(load_films(film_folder))[0, 0]
+    none = Augmentation(**dict.fromkeys(vars(Augmentation()), 0))
+    np.testing.assert_allclose(augment(film, none, np.random.default_rng(0)), film, atol=1e-6)
+
+
+# ---- the notebook
+
+
+def test_the_notebooks_cells_run(film_folder, tmp_path):
+    """All code but the installation, with tiny parameters, in one namespace as a kernel would."""
+    notebook = json.loads((ROOT / "train_colab.ipynb").read_text(encoding="utf-8"))
+    cells = [c for c in notebook["cells"] if c["cell_type"] == "code"]
+    names = {}
+    for cell in cells:
+        source = "".join(cell["source"])
+        if source.startswith("%pip"):
+            continue
+        exec(source, names)
+        if "parameters" in cell["metadata"].get("tags", ()):
+            names |= {"DATA": film_folder, "OUT": tmp_path, "EPOCHS": 1, "FOLDS": 4, "HELD_OUT": 1}
+    assert sum(map(sum, names["evaluation"]["confusion_matrix"])) == names["evaluation"]["n"] > 0
+    assert load(tmp_path).predict(names["films"].paths[0]).model == names["MODEL"]
