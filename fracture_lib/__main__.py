@@ -13,6 +13,7 @@ from pathlib import Path
 from fracture_lib.classifier import check_top_k, load
 from fracture_lib.config import write_json
 from fracture_lib.errors import FractureError
+from fracture_lib.preprocess import read_film
 from fracture_lib.registry import MODELS
 
 DISCLAIMER = "Not a medical device; there is no 'no fracture' class."
@@ -78,7 +79,8 @@ def _predict(options):
     failed = False
     for image in options.images:
         try:
-            predictions = [c.predict(image, options.top_k) for c in classifiers]
+            film = read_film(image)  # once for all models
+            predictions = [c.predict(film, options.top_k) for c in classifiers]
         except FractureError as error:
             failed = True
             if options.json:

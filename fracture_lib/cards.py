@@ -9,7 +9,9 @@ from fracture_lib.registry import MODELS
 __all__ = ["percent", "write_card"]
 
 TEMPLATE = Path(__file__).parent.parent / "model_card.md"
-DATASET = "Bone Break Classification"
+# Fingerprint of the 989 films in the Train folder of Bone Break Classification: only a model trained
+# on them gets a card that says so.
+BONE_BREAK = "996ab84b1acc82c649762981947a66b47aa48e12ac192c5d9cb8f0267baca787"
 
 # key in evaluation.json, name in the card, the Hub's metric type, is it shown in per cent
 METRICS = (
@@ -41,6 +43,9 @@ def write_card(folder):
     config, evaluation = read_config(folder), read_json(folder / "evaluation.json")
     spec = MODELS[config["model_name"]]
     results = evaluation["metrics"]
+    fingerprint = evaluation["data"]["fingerprint"]
+    bone_break = fingerprint == BONE_BREAK
+    dataset = "Bone Break Classification, Train" if bone_break else f"films {fingerprint[:16]}"
     data = ModelCardData(
         model_name=f"Fracture classification: {spec.name}",
         license="cc-by-4.0",
@@ -52,8 +57,8 @@ def write_card(folder):
         eval_results=[
             EvalResult(
                 task_type="image-classification",
-                dataset_type="bone-break-classification",
-                dataset_name=DATASET,
+                dataset_type="image-folder",
+                dataset_name=dataset,
                 dataset_split="out-of-fold",
                 metric_type=kind,
                 metric_name=f"{title}, out of fold, n = {evaluation['n']}",
@@ -69,6 +74,7 @@ def write_card(folder):
         config=config,
         evaluation=evaluation,
         classes=CLASSES,
+        bone_break=bone_break,
         majority=f"{max(row['n'] for row in evaluation['per_class']) / evaluation['n']:.1%}",
         metrics=[
             (title, percent(results[key]) if in_percent else _plain(results[key]))

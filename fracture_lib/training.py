@@ -74,7 +74,7 @@ def train(name, data, out, split="Train", count=5, held_out=None, seed=0, pretra
     logits, measured = fits["logits"], fits["indices"]
     labels, groups = films.labels[measured], films.groups[measured]
     temperature = fit_temperature(logits, labels)
-    fits["learner"].save(out)
+    stored_change = _save_and_compare(fits["learner"], out, films)
     write_config(
         out,
         model_name=name,
@@ -93,7 +93,7 @@ def train(name, data, out, split="Train", count=5, held_out=None, seed=0, pretra
             "folds": count,
             "held_out": held_out,
             "pretrained": _origin(start),
-            "stored_probability_change": _storage_loss(fits["learner"], out, films),
+            "stored_probability_change": stored_change,
             "history": fits["history"],
         },
     }
@@ -122,11 +122,12 @@ def _origin(start):
         return (file.metadata() or {}).get("source", start.name)
 
 
-def _storage_loss(learner, folder, films):
-    """Largest change in probability, over a hundred films, that storing the model made."""
+def _save_and_compare(learner, folder, films):
+    """Save the model; return the largest change in probability, over a hundred films, that it made."""
     pixels = pixels_of(films, limit=100)
-    before = softmax(_logits(learner, _features(learner, pixels)))
-    return float(np.abs(softmax(_in_chunks(onnx.load(folder), pixels)) - before).max())
+    trained = softmax(_logits(learner, _features(learner, pixels)))
+    learner.save(folder)
+    return float(np.abs(softmax(_in_chunks(onnx.load(folder), pixels)) - trained).max())
 
 
 def fit_folds(name, recipe, films, work, count=5, held_out=5, seed=0, pretrained=None):

@@ -9,6 +9,7 @@ from PIL import Image
 
 import fracture_lib
 from fracture_lib import CLASSES, FractureError, InvalidModel, ModelUnavailable, UnknownLabel, load
+from fracture_lib.cards import percent
 from fracture_lib.hub import BUNDLE
 from fracture_lib.preprocess import PREPROCESSOR_CONFIG
 
@@ -111,6 +112,16 @@ def test_the_bundled_model_was_measured_above_chance(name):
     assert accuracy["value"] >= 0.25 and accuracy["low"] > 0.15
     assert evaluation["n"] == sum(map(sum, evaluation["confusion_matrix"])) >= 150
     assert evaluation["training"]["stored_probability_change"] < 0.01
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_card_and_the_readme_say_what_was_measured(name):
+    accuracy = json.loads((BUNDLE / name / "evaluation.json").read_text())["metrics"]["accuracy"]
+    card = (BUNDLE / name / "README.md").read_text(encoding="utf-8")
+    for text in (card, (BUNDLE.parents[1] / "README.md").read_text(encoding="utf-8")):
+        assert percent(accuracy) in text
+    for sentence in ("Bone Break Classification", "withheld and not yet scored", "Not a medical device"):
+        assert sentence in card
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if fracture_lib.MODELS[n].backend == "keras"])
