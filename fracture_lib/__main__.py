@@ -26,9 +26,13 @@ def main(arguments=None):
         return options.run(options)
     except FractureError as error:
         return _complain(error)
+    except KeyboardInterrupt:
+        return _complain("stopped; the same train command goes on from its last checkpoint.")
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a folder that cannot be written, a full disk
+        return _complain(error)
 
 
 def _parser():
@@ -101,6 +105,8 @@ def _predict(options):
 def _evaluate(options):
     from fracture_lib.evaluation import evaluate
 
+    if options.out:  # before the work whose result it will hold
+        options.out.parent.mkdir(parents=True, exist_ok=True)
     report = evaluate(options.model, options.data, options.split, options.runtime)
     if options.out:
         write_json(options.out, report)

@@ -59,7 +59,7 @@ def test_wrong_usage_exits_with_two():
 
 
 def test_evaluate_writes_the_report(film_folder, tmp_path, capsys):
-    out = tmp_path / "report.json"
+    out = tmp_path / "new folder" / "report.json"
     arguments = ["evaluate", "--model", "pytorch-cnn", "--data", str(film_folder), "--out", str(out)]
     assert main([*arguments, "--split", "Train"]) == 0
     report = json.loads(out.read_text())
@@ -77,6 +77,15 @@ def test_evaluate_writes_the_report(film_folder, tmp_path, capsys):
     assert f"accuracy                     {report['metrics']['accuracy']['value']}" in capsys.readouterr().out
     assert main([*arguments, "--split", "Test"]) == 1
     assert "expected <class>/<split>/film.jpg" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(film_folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    arguments = ["--data", str(film_folder), "--out", str(tmp_path / "file" / "out")]
+    assert main(["evaluate", "--model", "pytorch-cnn", *arguments]) == 1
+    assert main(["train", "--model", "pytorch-cnn", *arguments]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert sum(line.startswith("error: [Errno") for line in errors) == 2
 
 
 def test_a_real_process_gives_a_sentence_not_a_traceback(tmp_path):
