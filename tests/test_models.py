@@ -1,6 +1,7 @@
 """The contract that every model keeps, whatever framework it was built with."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -100,6 +101,12 @@ def test_the_bundle_is_laid_out_like_a_hub_repository(name):
     assert json.loads((folder / "preprocessor_config.json").read_text()) == PREPROCESSOR_CONFIG
 
 
+def test_the_bundle_holds_no_path_of_the_machine_that_trained_it():
+    for path in BUNDLE.rglob("*"):
+        if path.is_file():
+            assert not re.search(rb"site-packages|File \"|/home/|/root/", path.read_bytes()), path.name
+
+
 def test_the_bundle_keeps_its_limits_of_size():
     sizes = [p.stat().st_size for p in BUNDLE.rglob("*") if p.is_file()]
     assert max(sizes) < 60 * MEGABYTE and sum(sizes) < 120 * MEGABYTE
@@ -111,7 +118,7 @@ def test_the_bundled_model_was_measured_above_chance(name):
     accuracy = evaluation["metrics"]["accuracy"]
     assert accuracy["value"] >= 0.25 and accuracy["low"] > 0.15
     assert evaluation["n"] == sum(map(sum, evaluation["confusion_matrix"])) >= 150
-    assert evaluation["training"]["stored_probability_change"] < 0.01
+    assert evaluation["training"]["stored_probability_change"] < 0.02
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -52,6 +52,10 @@ def finish_export(path, half=False):
     for node in graph.node:
         for side in (node.input, node.output):
             side[:] = [names.get(name, name) for name in side]
+    # Exporters leave stack traces there, with the paths of the machine that trained.
+    for part in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
     casts = []
     for tensor in graph.initializer if half else ():
         if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2:

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from fracture_lib.backends.onnx import INPUT, OUTPUTS
+from fracture_lib.backends.onnx import INPUT, OUTPUTS, finish_export
 from fracture_lib.config import read_config
 from fracture_lib.errors import InvalidModel
 from fracture_lib.labels import CLASSES
@@ -151,6 +151,7 @@ class Learner:
             external_data=False,
             verbose=False,
         )
+        finish_export(folder / "model.onnx")
 
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
