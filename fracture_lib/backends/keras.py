@@ -20,7 +20,6 @@ from keras import layers
 from safetensors import safe_open
 
 from fracture_lib.backends.onnx import INPUT, finish_export
-from fracture_lib.config import read_config
 from fracture_lib.errors import InvalidModel
 from fracture_lib.labels import CLASSES
 from fracture_lib.preprocess import INPUT_SIZE
@@ -139,7 +138,6 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean, standard devi
 
 def load(folder):
     """Return the logits function of a model folder. Raises InvalidModel."""
-    read_config(folder)
     try:
         model = keras.saving.load_model(folder / WEIGHTS, compile=False, safe_mode=True)
     except (OSError, ValueError, TypeError) as error:

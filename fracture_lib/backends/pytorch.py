@@ -88,7 +88,7 @@ class Learner:
         torch.use_deterministic_algorithms(True, warn_only=True)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.recipe = recipe
-        # channels_last and bfloat16 together halve an epoch on a CPU that has bfloat16.
+        # With the bfloat16 of `step`, channels_last halves an epoch on a CPU that has bfloat16.
         self.model = _build(recipe.architecture).to(self.device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
