@@ -1,6 +1,7 @@
 """Training for real, but tiny: slim nets, a few epochs, drawn films."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -109,11 +110,15 @@ def test_training_stops_when_the_monitor_no_longer_improves(film_folder, tmp_pat
     assert len(report["training"]["history"]) < 40
 
 
-def test_evaluate_scores_a_trained_folder_on_films_it_has_not_seen(trained, film_folder):
+def test_evaluate_scores_a_trained_folder_and_says_when_it_knows_the_films(trained, film_folder, tmp_path):
     name, out = trained
     report = evaluate(out, film_folder, "Train")
     assert (report["model"], report["n"]) == (name, 40)
     assert report["source"].startswith("local folder")
+    assert "memory, not accuracy" in report["protocol"]
+    shutil.copytree(film_folder / "Spiral fracture", tmp_path / "Spiral")
+    unknown = evaluate(out, tmp_path)
+    assert unknown["n"] == 4 and "memory" not in unknown["protocol"]
 
 
 def test_wrong_arguments_are_sentences(film_folder, tmp_path):
