@@ -137,9 +137,9 @@ def near_copies(paths):
     return connected_components(pairs, directed=False)[1].astype(np.int64)
 
 
-def pixels_of(films, limit=None):
-    """Read all films, or the first `limit`: float32 [N, 1, 128, 128]. Raises InvalidData."""
-    bar = tqdm(films.paths[:limit], desc="reading films", unit="film", leave=False)
+def pixels_of(films):
+    """Read all films: float32 [N, 1, 128, 128]. Raises InvalidData."""
+    bar = tqdm(films.paths, desc="reading films", unit="film", leave=False)
     return np.stack([_read(preprocess, path) for path in bar])[:, None]
 
 

@@ -72,11 +72,12 @@ def train(name, data, out, split="Train", count=5, held_out=None, seed=0, pretra
     run = {"model": name, "seed": seed, "folds": count, "recipe": asdict(recipe), **provenance(films)}
     _check_same_run(work / "run.json", run)
 
-    fits = fit_folds(name, recipe, films, work, count, held_out, seed, start)
+    pixels = pixels_of(films)
+    fits = fit_folds(name, recipe, films, pixels, work, count, held_out, seed, start)
     logits, measured = fits["logits"], fits["indices"]
     labels, groups = films.labels[measured], films.groups[measured]
     temperature = fit_temperature(logits, labels)
-    stored_change = _save_and_compare(fits["learner"], out, films)
+    stored_change = _save_and_compare(fits["learner"], out, pixels[:100])
     write_config(
         out,
         model_name=name,
@@ -124,17 +125,17 @@ def _origin(start):
         return (file.metadata() or {}).get("source", start.name)
 
 
-def _save_and_compare(learner, folder, films):
-    """Save the model; return the largest change in probability, over a hundred films, that it made."""
-    pixels = pixels_of(films, limit=100)
+def _save_and_compare(learner, folder, pixels):
+    """Save the model; return the largest change in probability, over the films given, that it made."""
     trained = softmax(_logits(learner, _features(learner, pixels)))
     learner.save(folder)
     return float(np.abs(softmax(_in_chunks(onnx.load(folder), pixels)) - trained).max())
 
 
-def fit_folds(name, recipe, films, work, count=5, held_out=5, seed=0, pretrained=None):
+def fit_folds(name, recipe, films, pixels, work, count, held_out, seed, pretrained):
     """Fit the model `name` on all but one of `count` folds, `held_out` times; then on all films.
 
+    `pixels` float32 [N, 1, 128, 128] are those of `films`; the other arguments are those of `train`.
     Returns a dict: "learner" of the last fit; "logits" float32 [M, 10] of the M films in the folds
     that were held out, each from the fit that did not see it, and "indices" int64 [M], which films
     those are; "history" of the last fit, one dict an epoch.
@@ -142,7 +143,6 @@ def fit_folds(name, recipe, films, work, count=5, held_out=5, seed=0, pretrained
     The folder `work` keeps checkpoints; the same call again goes on from there.
     """
     backend = import_module(f"fracture_lib.backends.{MODELS[name].backend}")
-    pixels = pixels_of(films)
     fold = folds(films, count, seed)
     views = None
     logits, indices = [], []

@@ -13,7 +13,8 @@ from PIL import Image
 from fracture_lib.drawing import draw_film
 
 
-def _saved(image, kind, **options):
+def saved(image, kind="PNG", **options):
+    """The bytes of a file that holds a Pillow image."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -34,19 +35,19 @@ _film = draw_film("Spiral", width=64, height=96)
 
 BAD_FILES = {
     "text.png": (b"this is a note, not a film", "not a picture"),
-    "truncated.png": (_saved(_film, "PNG")[:2000], "cut short"),
-    "truncated.jpg": (_saved(_film, "JPEG")[:900], "cut short"),
+    "truncated.png": (saved(_film, "PNG")[:2000], "cut short"),
+    "truncated.jpg": (saved(_film, "JPEG")[:900], "cut short"),
     "header-only.png": (b"\x89PNG\r\n\x1a\n", "picture"),
     "empty.png": (b"", "empty"),
-    "one-pixel.png": (_saved(Image.new("L", (1, 1)), "PNG"), "1x1"),
+    "one-pixel.png": (saved(Image.new("L", (1, 1)), "PNG"), "1x1"),
     "bomb.png": (_bomb(), "million pixels"),
     "animated.gif": (
-        _saved(_film, "GIF", save_all=True, append_images=[_film.rotate(90), _film.rotate(180)]),
+        saved(_film, "GIF", save_all=True, append_images=[_film.rotate(90), _film.rotate(180)]),
         "3 frames",
     ),
     "drawing.svg": (b'<svg xmlns="http://www.w3.org/2000/svg" width="99" height="99"/>', "SVG"),
-    "cmyk.jpg": (_saved(_film.convert("CMYK"), "JPEG"), "CMYK"),
-    "flat.png": (_saved(Image.new("L", (64, 64), 90), "PNG"), "flat tone"),
+    "cmyk.jpg": (saved(_film.convert("CMYK"), "JPEG"), "CMYK"),
+    "flat.png": (saved(Image.new("L", (64, 64), 90), "PNG"), "flat tone"),
 }
 
 BAD_ARRAYS = {

@@ -2,7 +2,7 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
 from fracture_lib.data import folds, load_films, near_copies, pixels_of
 from fracture_lib.drawing import draw_film
@@ -63,8 +63,6 @@ def test_without_a_manifest_near_copies_are_grouped(tmp_path):
 
 def test_films_that_differ_are_not_grouped(tmp_path):
     rng = np.random.default_rng(0)
-    from PIL import Image
-
     paths = []
     for i in range(6):
         coarse = Image.fromarray(rng.integers(0, 255, (6, 6), np.uint8))

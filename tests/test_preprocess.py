@@ -1,18 +1,10 @@
-import io
-
 import numpy as np
 import pytest
-from bad_images import BAD_ARRAYS, BAD_FILES
+from bad_images import BAD_ARRAYS, BAD_FILES, saved
 from PIL import Image
 
 from fracture_lib import InvalidImage, preprocess, read_film
 from fracture_lib.drawing import draw_film
-
-
-def saved(image, kind="PNG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 @pytest.fixture

@@ -84,13 +84,18 @@ def resnet50(hidden, head_dropout, tuned_stages):
                 x = _conv(x, 4 * width, 1, stride, (at + "downsample_0", at + "downsample_1"))
             x = layers.ReLU(name=f"stage{stage}" if i == depth - 1 else None)(layers.Add()([y, x]))
     backbone = keras.Model(pixels, x)
-    frozen = keras.Model(pixels, backbone.get_layer(f"stage{4 - tuned_stages}").output).layers
+    frozen = keras.Model(pixels, _trunk_end(backbone, tuned_stages)).layers
     for layer in backbone.layers:
         layer.trainable = layer not in frozen and not isinstance(layer, layers.BatchNormalization)
     x = feature_map = layers.Identity(name="feature_map")(x)
     x = layers.GlobalAveragePooling2D()(feature_map)
     x = layers.Dense(hidden, activation="relu")(x)
     return keras.Model(pixels, _classifier(layers.Dropout(head_dropout)(x)))
+
+
+def _trunk_end(model, tuned_stages):
+    """The tensor where the frozen part of a ResNet50 ends."""
+    return model.get_layer(f"stage{4 - tuned_stages}").output
 
 
 _FAMILIES = {"cnn": three_block_cnn, "resnet50": resnet50}
@@ -163,14 +168,18 @@ def _round_to_half(model):
             norm = model.get_layer(layer.name.replace("conv", "bn").replace("sample_0", "sample_1"))
             gamma, beta, mean, variance = norm.get_weights()
             deviation = np.sqrt(variance + norm.epsilon)
-            scale = np.abs(gamma) / deviation
-            power = np.exp2(np.floor(np.log2(np.maximum(scale, 1e-12))))
-            rest = np.maximum(scale, 1e-12) / power  # in 1..2
+            scale = np.maximum(np.abs(gamma) / deviation, 1e-12)
+            power = np.exp2(np.floor(np.log2(scale)))
+            rest = scale / power  # in 1..2
             norm.set_weights([np.sign(gamma) * power * deviation, beta, mean * rest, variance])
-            layer.set_weights([(layer.get_weights()[0] * rest).astype(np.float16).astype(np.float32)])
+            layer.set_weights([_as_half(layer.get_weights()[0] * rest)])
         elif isinstance(layer, layers.Dense):
             kernel, bias = layer.get_weights()
-            layer.set_weights([kernel.astype(np.float16).astype(np.float32), bias])
+            layer.set_weights([_as_half(kernel), bias])
+
+
+def _as_half(kernel):
+    return kernel.astype(np.float16).astype(np.float32)
 
 
 def _compress(path):
@@ -227,7 +236,7 @@ class Learner:
         self.trunk, trunk_end = None, self.model.input
         if "tuned_stages" in recipe.architecture:
             load_pretrained(self.model, pretrained)
-            trunk_end = self.model.get_layer(f"stage{4 - recipe.architecture['tuned_stages']}").output
+            trunk_end = _trunk_end(self.model, recipe.architecture["tuned_stages"])
             self.trunk = keras.Model(self.model.input, trunk_end)
         self.tail = keras.Model(trunk_end, self.model.get_layer("logits").output)
         self.tail.compile(
