@@ -1,4 +1,4 @@
-"""The command line: predict, evaluate, train.
+"""The command line: predict, evaluate, train, ensemble, cards.
 
 Exit codes: 0 all went well; 1 some input could not be used, each named on stderr in one line;
 2 the command itself was wrong (argparse).
@@ -10,12 +10,15 @@ import os
 import sys
 from pathlib import Path
 
+from fracture_lib.cards import TEMPLATE, write_card, write_results_table
 from fracture_lib.classifier import check_top_k, load
-from fracture_lib.config import write_json
+from fracture_lib.config import read_json, write_json
 from fracture_lib.errors import FractureError
+from fracture_lib.hub import BUNDLE
 from fracture_lib.preprocess import read_film
-from fracture_lib.registry import MODELS
+from fracture_lib.registry import ENSEMBLE, MODELS
 
+NAMES = ", ".join((*MODELS, ENSEMBLE))
 DISCLAIMER = "Not a medical device; there is no 'no fracture' class."
 
 
@@ -43,17 +46,25 @@ def _parser():
 
     predict = commands.add_parser("predict", help="name the fracture type in films")
     predict.add_argument("images", nargs="+", metavar="IMAGE")
-    predict.add_argument("--model", default="all", help=f"{', '.join(MODELS)}, a folder, a Hub id, or all")
+    predict.add_argument("--model", default="all", help=f"{NAMES}, a folder, a Hub id, or all")
     predict.add_argument("--top-k", type=int, default=3, metavar="K")
     predict.add_argument("--json", action="store_true", help="one JSON object a line, errors too")
     _runtime(predict)
     predict.set_defaults(run=_predict)
 
     evaluate = commands.add_parser("evaluate", help="score a model on a folder of labelled films")
-    evaluate.add_argument("--model", required=True, help=f"{', '.join(MODELS)}, a folder or a Hub id")
+    evaluate.add_argument("--model", required=True, help=f"{NAMES}, a folder or a Hub id")
     evaluate.add_argument("--data", required=True, metavar="DIR")
     evaluate.add_argument("--split", help="read this split folder only, such as Test")
+    evaluate.add_argument(
+        "--apart-from", metavar="SPLIT", help="also score the films without a near copy in this split"
+    )
     evaluate.add_argument("--out", type=Path, metavar="FILE", help="write the whole report as JSON")
+    evaluate.add_argument(
+        "--record",
+        action="store_true",
+        help="keep the report as Test in the model's evaluation.json and card",
+    )
     _runtime(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
@@ -68,6 +79,16 @@ def _parser():
     train.add_argument("--epochs", type=int, help="instead of the recipe's")
     train.add_argument("--pretrained", help="safetensors file or Hub id that resnet50 starts from")
     train.set_defaults(run=_train)
+
+    ensemble = commands.add_parser("ensemble", help="measure trained models together")
+    ensemble.add_argument(
+        "--models", nargs="+", required=True, metavar="DIR", help="folders written by train"
+    )
+    ensemble.add_argument("--out", required=True, metavar="DIR")
+    ensemble.set_defaults(run=_ensemble)
+
+    cards = commands.add_parser("cards", help="write the bundled models' cards and the README's table anew")
+    cards.set_defaults(run=_cards)
     return parser
 
 
@@ -107,10 +128,38 @@ def _evaluate(options):
 
     if options.out:  # before the work whose result it will hold
         options.out.parent.mkdir(parents=True, exist_ok=True)
-    report = evaluate(options.model, options.data, options.split, options.runtime)
+    report = evaluate(options.model, options.data, options.split, options.runtime, options.apart_from)
     if options.out:
         write_json(options.out, report)
     _summarise(report)
+    if "clean" in report:
+        _summarise({**report, "protocol": f"no near copy in {options.apart_from}", **report["clean"]})
+    if options.record:
+        _record(options.model, report)
+    return 0
+
+
+def _record(model, report):
+    folder = BUNDLE / model if model in (*MODELS, ENSEMBLE) else Path(model)
+    path = folder / "evaluation.json"
+    if not path.exists():
+        raise FractureError(f"--record writes into a bundled or local model; {model} is neither.")
+    write_json(path, {**read_json(path), "test": report})
+    if report["model"] in MODELS:
+        write_card(folder)
+
+
+def _ensemble(options):
+    from fracture_lib.ensemble import measure_ensemble
+
+    _summarise(measure_ensemble(options.models, options.out))
+    return 0
+
+
+def _cards(options):
+    for name in MODELS:
+        write_card(BUNDLE / name)
+    write_results_table(TEMPLATE.parent / "README.md", BUNDLE)
     return 0
 
 

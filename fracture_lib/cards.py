@@ -1,14 +1,20 @@
-"""Write a model folder's README.md, its card on the Hub, from model_card.md and evaluation.json."""
+"""Write what people read of evaluation.json: each model's card from model_card.md, the README's table."""
 
 from pathlib import Path
 
 from fracture_lib.config import read_config, read_json
+from fracture_lib.errors import InvalidData
 from fracture_lib.labels import CLASSES
-from fracture_lib.registry import MODELS
+from fracture_lib.registry import ENSEMBLE, MODELS
 
-__all__ = ["percent", "write_card"]
+__all__ = ["percent", "results_table", "write_card", "write_results_table"]
 
 TEMPLATE = Path(__file__).parent.parent / "model_card.md"
+TABLE_BEGINS, TABLE_ENDS = (
+    "<!-- results: written by `python -m fracture_lib cards` -->",
+    "<!-- end of results -->",
+)
+WITHHELD = "withheld, not yet scored"
 # Fingerprint of the 989 films in the Train folder of Bone Break Classification: only a model trained
 # on them gets a card that says so.
 BONE_BREAK = "996ab84b1acc82c649762981947a66b47aa48e12ac192c5d9cb8f0267baca787"
@@ -76,6 +82,9 @@ def write_card(folder):
         classes=CLASSES,
         bone_break=bone_break,
         majority=f"{max(row['n'] for row in evaluation['per_class']) / evaluation['n']:.1%}",
+        percent=percent,
+        test=_test_rows(evaluation["test"]),
+        withheld=WITHHELD,
         metrics=[
             (title, percent(results[key]) if in_percent else _plain(results[key]))
             for key, title, _, in_percent in METRICS
@@ -84,3 +93,49 @@ def write_card(folder):
     path = folder / "README.md"
     path.write_text(str(card).rstrip() + "\n", encoding="utf-8")
     return path
+
+
+def _test_rows(test):
+    """[(which films, n, accuracy, macro-F1, top-3)] of a recorded Test report; empty without one."""
+    parts = {"all of Test": test, "without a near copy in training": test and test.get("clean")}
+    return [
+        (which, part["n"], *(percent(part["metrics"][k]) for k in ("accuracy", "macro_f1", "top3_accuracy")))
+        for which, part in parts.items()
+        if part
+    ]
+
+
+def results_table(bundle):
+    """Return the Markdown table of all models and their ensemble from the folder `bundle`."""
+    lines = [
+        "| model | accuracy out of fold (95 % interval) | macro-F1 | top-3 | calibration error | n "
+        "| Test | reference work, its own split |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in (*MODELS, ENSEMBLE):
+        evaluation = read_json(bundle / name / "evaluation.json")
+        results, test = evaluation["metrics"], _test_rows(evaluation["test"])
+        reference = f"{100 * MODELS[name].reference_accuracy:.2f} %" if name in MODELS else ""
+        cells = [
+            f"`{name}`",
+            percent(results["accuracy"]),
+            percent(results["macro_f1"]),
+            percent(results["top3_accuracy"]),
+            _plain(results["expected_calibration_error"]),
+            str(evaluation["n"]),
+            "; ".join(f"{row[0]}, n = {row[1]}: {row[2]}" for row in test) or WITHHELD,
+            reference,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_results_table(readme, bundle):
+    """Replace what stands between the two marks in the file `readme`. Raises InvalidData."""
+    text = readme.read_text(encoding="utf-8")
+    before, begins, rest = text.partition(TABLE_BEGINS)
+    _, ends, after = rest.partition(TABLE_ENDS)
+    if not (begins and ends):
+        raise InvalidData(f"{readme.name} lacks the marks {TABLE_BEGINS} and {TABLE_ENDS}.")
+    table = results_table(bundle)
+    readme.write_text(f"{before}{begins}\n\n{table}\n\n{ends}{after}", encoding="utf-8")

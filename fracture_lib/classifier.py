@@ -6,11 +6,11 @@ from time import perf_counter
 
 from fracture_lib.config import read_config, read_json
 from fracture_lib.errors import FractureError
-from fracture_lib.hub import ModelSource, locate
+from fracture_lib.hub import BUNDLE, ModelSource, locate
 from fracture_lib.labels import CLASSES, ID2LABEL
-from fracture_lib.metrics import softmax
+from fracture_lib.metrics import pool, softmax
 from fracture_lib.preprocess import preprocess
-from fracture_lib.registry import MODELS
+from fracture_lib.registry import ENSEMBLE, MODELS
 
 __all__ = ["Classifier", "Prediction", "Score", "load"]
 
@@ -81,14 +81,16 @@ def check_top_k(top_k):
 def load(model, runtime="onnx"):
     """Load a model and return its Classifier.
 
-    `model` is a name ("pytorch-cnn", "tensorflow-cnn", "resnet50"), a folder, or a Hub id
-    "owner/name[@revision]". `runtime` is "onnx" (ONNX Runtime, imports no framework) or "native"
-    (the framework that trained it).
+    `model` is a name ("pytorch-cnn", "tensorflow-cnn", "resnet50", or "ensemble" for the mean of the
+    three), a folder, or a Hub id "owner/name[@revision]". `runtime` is "onnx" (ONNX Runtime, imports no
+    framework) or "native" (the framework that trained it).
 
     Raises ModelUnavailable, InvalidModel, UnknownLabel; all are FractureError.
     """
     if runtime not in ("onnx", "native"):
         raise FractureError(f'The runtime "{runtime}" is unknown: use onnx or native.')
+    if model == ENSEMBLE:
+        return _load_ensemble(runtime)
     source = locate(model, runtime)
     config = read_config(source.folder)
     name = config["model_name"]
@@ -98,3 +100,18 @@ def load(model, runtime="onnx"):
     logits = import_module(f"fracture_lib.backends.{backend}").load(source.folder)
     evaluation = read_json(source.folder / "evaluation.json")
     return Classifier(name, source, runtime, logits, config["temperature"], evaluation)
+
+
+def _load_ensemble(runtime):
+    """The mean of the models' calibrated probabilities as one more Classifier."""
+    folder = BUNDLE / ENSEMBLE
+    evaluation = read_json(folder / "evaluation.json")
+    members = [load(name, runtime) for name in evaluation["members"]]
+
+    def logits(pixels):
+        return pool([member.probabilities(pixels) for member in members])
+
+    bundled = all(member.source.kind == "bundle" for member in members)
+    note = "" if bundled else "; ".join(f"{member.name}: {member.source}" for member in members)
+    source = ModelSource(folder, "bundle", note=note)
+    return Classifier(ENSEMBLE, source, runtime, logits, evaluation["temperature"], evaluation)

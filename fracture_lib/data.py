@@ -137,10 +137,17 @@ def near_copies(paths):
     return connected_components(pairs, directed=False)[1].astype(np.int64)
 
 
-def pixels_of(films):
-    """Read all films: float32 [N, 1, 128, 128]. Raises InvalidData."""
+def pixels_of(films, change=None):
+    """Read all films: float32 [N, 1, 128, 128]. Raises InvalidData.
+
+    `change` is applied to each film, grey float32 [H, W] in 0..1, before it is scaled and padded.
+    """
+
+    def pixels(path):
+        return preprocess(change(read_film(path)) if change else path)
+
     bar = tqdm(films.paths, desc="reading films", unit="film", leave=False)
-    return np.stack([_read(preprocess, path) for path in bar])[:, None]
+    return np.stack([_read(pixels, path) for path in bar])[:, None]
 
 
 def _read(reader, path):

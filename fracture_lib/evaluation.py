@@ -1,26 +1,36 @@
-"""Score a trained model on a folder of films that it has not seen."""
+"""Score a trained model on a folder of films; what every report of a measurement holds."""
 
 import numpy as np
 
 from fracture_lib.classifier import load
-from fracture_lib.data import load_films, pixels_of
-from fracture_lib.metrics import report
+from fracture_lib.data import load_films, near_copies, pixels_of
+from fracture_lib.metrics import calibrate_across_groups, conformal_sets, report, selective
 
-__all__ = ["evaluate", "provenance"]
+__all__ = ["evaluate", "out_of_fold_report", "provenance"]
 
 
-def evaluate(model, data, split=None, runtime="onnx"):
+def evaluate(model, data, split=None, runtime="onnx", apart_from=None):
     """Return the report of `model` (as `load` takes it) on the films in the folder `data`.
 
     The dict is JSON-ready: that of `metrics.report`, with the model, its source, and the data's
-    split, grouping and fingerprint. Raises FractureError of the kinds of `load` and `load_films`.
+    split, grouping and fingerprint. With `apart_from`, the name of the split that was trained on,
+    "clean" holds a second report, on the films that have no near copy there.
+
+    Raises FractureError of the kinds of `load` and `load_films`.
     """
     classifier = load(model, runtime)
     films = load_films(data, split)
+    clean = {}
+    if apart_from:
+        seen = load_films(data, apart_from)
+        group = near_copies([*films.paths, *seen.paths])
+        keep = ~np.isin(group[: len(films.paths)], group[len(films.paths) :])
     pixels = pixels_of(films)
     probabilities = np.concatenate(
         [classifier.probabilities(pixels[i : i + 64]) for i in range(0, len(pixels), 64)]
     )
+    if apart_from and keep.any():
+        clean = {"clean": report(probabilities[keep], films.labels[keep], films.groups[keep])}
     protocol = f"the given model on the films of {films.split or 'the whole folder'}"
     if films.fingerprint == classifier.evaluation["data"]["fingerprint"]:
         protocol += ", the very films it was trained on: memory, not accuracy"
@@ -31,6 +41,21 @@ def evaluate(model, data, split=None, runtime="onnx"):
         "protocol": protocol,
         **provenance(films),
         **report(probabilities, films.labels, films.groups),
+        **clean,
+    }
+
+
+def out_of_fold_report(logits, labels, groups):
+    """Return the JSON-ready report on logits [N, 10] of films that their fits did not see.
+
+    That of `metrics.report`, with "selective" and "conformal". Whatever is fitted on the way,
+    temperatures and thresholds, is fitted on other groups than those it is measured on.
+    """
+    probabilities = calibrate_across_groups(logits, labels, groups)
+    return {
+        **report(probabilities, labels, groups),
+        "selective": selective(probabilities, labels, groups),
+        "conformal": conformal_sets(probabilities, labels, groups),
     }
 
 

@@ -10,14 +10,19 @@ from fracture_lib.labels import CLASSES
 __all__ = [
     "brier",
     "calibrate_across_groups",
+    "conformal_sets",
     "expected_calibration_error",
     "fit_temperature",
+    "mean_with_interval",
+    "pool",
     "report",
+    "selective",
     "softmax",
 ]
 
 BINS = 15
 RESAMPLES = 1000
+PARTS = 5  # of the groups, where something is fitted on some films and measured on others
 
 
 def softmax(logits, temperature=1.0):
@@ -54,17 +59,94 @@ def fit_temperature(logits, labels):
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
 
-def calibrate_across_groups(logits, labels, groups, parts=5):
+def pool(probabilities):
+    """Several models' probabilities, a list of [N, 10] -> logits [N, 10] of their mean, an ensemble."""
+    return np.log(np.maximum(np.mean(probabilities, axis=0), 1e-12))
+
+
+def _parts(groups):
+    """Yield boolean masks [N]: each a part of the films, groups kept whole, together all of them."""
+    part = np.unique(groups, return_inverse=True)[1] % PARTS
+    for p in np.unique(part):
+        yield part == p
+
+
+def calibrate_across_groups(logits, labels, groups):
     """Return probabilities, each film's cooled by a temperature fitted on the other groups' films.
 
     So a calibration figure of the result is not flattered by films that chose the temperature.
     """
-    part = np.unique(groups, return_inverse=True)[1] % parts
     probabilities = np.empty(logits.shape)
-    for p in np.unique(part):
-        here = part == p
+    for here in _parts(groups):
         probabilities[here] = softmax(logits[here], fit_temperature(logits[~here], labels[~here]))
     return probabilities
+
+
+def conformal_sets(probabilities, labels, groups, level=0.9):
+    """Return a JSON-ready dict about sets of classes that hold the true one at the rate `level`.
+
+    A class is in a film's set when its probability is at least a threshold, fitted so that the rate
+    holds (split conformal prediction with the score 1 - probability of the true class; Sadinle et
+    al., 2019). "coverage" and "mean_size" are measured with thresholds fitted on the other groups'
+    films; "threshold" is fitted on all, for use on new ones.
+    """
+    of_label = probabilities[np.arange(len(labels)), labels]
+    covered, size = np.empty(len(labels)), np.empty(len(labels))
+    for here in _parts(groups):
+        threshold = _conformal_threshold(of_label[~here], level)
+        covered[here] = of_label[here] >= threshold
+        size[here] = (probabilities[here] >= threshold).sum(axis=1)
+    return {
+        "level": level,
+        "coverage": mean_with_interval(covered, groups),
+        "mean_size": mean_with_interval(size, groups),
+        "threshold": _round(_conformal_threshold(of_label, level)),
+    }
+
+
+def _conformal_threshold(of_label, level):
+    rank = int(np.floor((len(of_label) + 1) * (1 - level)))  # so many of n + 1 may fall below
+    return np.sort(of_label)[rank - 1] if rank else 0.0
+
+
+def selective(probabilities, labels, groups):
+    """Return a JSON-ready dict: how accurate a model is on the films that it is surest of.
+
+    "risk_coverage" pairs coverage, the share of films answered, most confident first, with risk, the
+    share of wrong answers among them (El-Yaniv and Wiener, 2010); "accuracy_at" has coverages 0.5,
+    0.8 and 1, with intervals.
+    """
+    wrong = (probabilities.argmax(axis=1) != labels).astype(float)
+    order = np.argsort(-probabilities.max(axis=1), kind="stable")
+    risk = np.cumsum(wrong[order]) / np.arange(1, len(order) + 1)
+
+    def answered(coverage):
+        return max(1, round(coverage * len(order)))
+
+    surest = {c: order[: answered(c)] for c in (0.5, 0.8, 1.0)}
+    return {
+        "risk_coverage": [
+            [round(c, 2), _round(risk[answered(c) - 1])] for c in np.linspace(0.05, 1, 20).tolist()
+        ],
+        "accuracy_at": {
+            str(c): mean_with_interval(1 - wrong[films], groups[films]) for c, films in surest.items()
+        },
+    }
+
+
+def mean_with_interval(values, groups):
+    """Values float [N] -> {"value", "low", "high"}: mean and 95 % bootstrap interval over groups."""
+    draws = [values[films].mean() for films in _resamples(groups, RESAMPLES)]
+    low, high = _interval(draws)
+    return {"value": _round(values.mean()), "low": _round(low), "high": _round(high)}
+
+
+def _resamples(groups, resamples, seed=0):
+    """Yield `resamples` arrays of film indices, each of as many groups, drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
+    for _ in range(resamples):
+        yield np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))])
 
 
 def report(probabilities, labels, groups, resamples=RESAMPLES, seed=0):
@@ -73,18 +155,15 @@ def report(probabilities, labels, groups, resamples=RESAMPLES, seed=0):
     Intervals are percentiles of a bootstrap that draws whole groups, as films of one patient are
     not independent. A metric that is undefined (AUROC of a single class) is None.
     """
-    rng = np.random.default_rng(seed)
-    members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
-    draws = []
-    for _ in range(resamples):
-        drawn = rng.integers(len(members), size=len(members))
-        films = np.concatenate([members[g] for g in drawn])
-        draws.append(list(_headlines(probabilities[films], labels[films]).values()))
+    draws = [
+        list(_headlines(probabilities[films], labels[films]).values())
+        for films in _resamples(groups, resamples, seed)
+    ]
     low, high = np.array([_interval(draw) for draw in zip(*draws, strict=True)]).T
     values = _headlines(probabilities, labels)
     return {
         "n": len(labels),
-        "groups": len(members),
+        "groups": len(np.unique(groups)),
         "interval": f"95 %, percentile bootstrap over groups, {resamples} resamples",
         "metrics": {
             name: {"value": _round(value), "low": _round(low[i]), "high": _round(high[i])}

@@ -3,7 +3,9 @@
 import os
 from dataclasses import dataclass
 
-__all__ = ["MODELS", "ModelSpec"]
+__all__ = ["ENSEMBLE", "MODELS", "ModelSpec"]
+
+ENSEMBLE = "ensemble"  # the name of all of MODELS together
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,8 @@
     films -> folds -> for each held-out fold: fit on the rest -> held-out logits -> evaluation
                    -> fit on all films -> the weights that are kept
 
-Inside a fit one more slice of whole groups is the monitor, which decides when to stop early. The
-held-out fold is looked at once, at the end. What is kept is the moving average of the weights at the
-last epoch: on folds 1 and 2 of Bone Break that was better, by 1 to 10 points of accuracy, than the
-epoch that the few monitored films liked best.
+A fit runs the recipe's epochs to their end and keeps the moving average of its weights: no film
+chooses an epoch, so a held-out fold measures and does nothing else.
 
 This module knows no framework. A backend's Learner(recipe, seed, pretrained) is one network with
 
@@ -35,17 +33,18 @@ from fracture_lib.backends import onnx
 from fracture_lib.cards import write_card
 from fracture_lib.config import read_json, write_config, write_json
 from fracture_lib.data import folds, load_films, pixels_of
+from fracture_lib.ensemble import write_out_of_fold
 from fracture_lib.errors import FractureError, InvalidData
-from fracture_lib.evaluation import provenance
+from fracture_lib.evaluation import out_of_fold_report, provenance
 from fracture_lib.hub import pretrained_file
 from fracture_lib.labels import CLASSES
-from fracture_lib.metrics import brier, calibrate_across_groups, fit_temperature, report, softmax
+from fracture_lib.metrics import fit_temperature, mean_with_interval, softmax
 from fracture_lib.recipes import RECIPES
 from fracture_lib.registry import MODELS
+from fracture_lib.robustness import CHANGES
 
 __all__ = ["fit_folds", "train"]
 
-MONITOR_PARTS = 10  # one in ten of the films that a fit may see is its monitor
 CHECKPOINT_EVERY = 5  # epochs
 
 
@@ -72,12 +71,14 @@ def train(name, data, out, split="Train", count=5, held_out=None, seed=0, pretra
     run = {"model": name, "seed": seed, "folds": count, "recipe": asdict(recipe), **provenance(films)}
     _check_same_run(work / "run.json", run)
 
-    pixels = pixels_of(films)
+    pixels = {change: pixels_of(films, function) for change, function in CHANGES.items()}
+    pixels["as is"] = pixels_of(films)
     fits = fit_folds(name, recipe, films, pixels, work, count, held_out, seed, start)
-    logits, measured = fits["logits"], fits["indices"]
+    logits, measured = fits["logits"].pop("as is"), fits["indices"]
     labels, groups = films.labels[measured], films.groups[measured]
     temperature = fit_temperature(logits, labels)
-    stored_change = _save_and_compare(fits["learner"], out, pixels[:100])
+    write_out_of_fold(out, logits, films, measured)
+    stored_change = _save_and_compare(fits["learner"], out, pixels["as is"])
     write_config(
         out,
         model_name=name,
@@ -91,7 +92,12 @@ def train(name, data, out, split="Train", count=5, held_out=None, seed=0, pretra
         "protocol": f"out of fold: {held_out} of {count} grouped folds held out, each scored once by "
         "a fit on the other folds; the weights here are one more fit, on all films",
         **provenance(films),
-        **report(calibrate_across_groups(logits, labels, groups), labels, groups),
+        **out_of_fold_report(logits, labels, groups),
+        "robustness": {
+            change: mean_with_interval((some.argmax(axis=1) == labels).astype(float), groups)
+            for change, some in fits["logits"].items()
+        },
+        "test": None,  # withheld; `evaluate --record` fills it
         "training": {
             "folds": count,
             "held_out": held_out,
@@ -135,49 +141,60 @@ def _save_and_compare(learner, folder, pixels):
 def fit_folds(name, recipe, films, pixels, work, count, held_out, seed, pretrained):
     """Fit the model `name` on all but one of `count` folds, `held_out` times; then on all films.
 
-    `pixels` float32 [N, 1, 128, 128] are those of `films`; the other arguments are those of `train`.
-    Returns a dict: "learner" of the last fit; "logits" float32 [M, 10] of the M films in the folds
-    that were held out, each from the fit that did not see it, and "indices" int64 [M], which films
-    those are; "history" of the last fit, one dict an epoch.
+    `pixels` is a dict of float32 [N, 1, 128, 128], the inputs of `films` by what was done to them
+    first; it is trained on "as is" alone. The other arguments are those of `train`. Returns a dict:
+    "learner" of the last fit; "indices" int64 [M], the films in the folds that were held out; "logits",
+    a dict with the keys of `pixels` of float32 [M, 10], each film's from the fit that did not see it;
+    "history", a list of dicts: epoch, mean loss of the folds' fits, accuracy on all M films by then.
 
     The folder `work` keeps checkpoints; the same call again goes on from there.
     """
     backend = import_module(f"fracture_lib.backends.{MODELS[name].backend}")
     fold = folds(films, count, seed)
-    views = None
-    logits, indices = [], []
-    for k in [*range(held_out), None]:
+    everything = np.arange(len(fold))
+    tests = [np.flatnonzero(fold == k) for k in range(held_out)]
+    views, logits, histories = None, {change: [] for change in pixels}, []
+    for k, test in enumerate([*tests, everything[:0]]):
+        last = k == held_out  # holds nothing out
         learner = backend.Learner(recipe, seed, pretrained)
         if recipe.cached_views and views is None:  # a frozen trunk is the same in every fit
-            views = _cached_views(learner, recipe, pixels, work / "views.npy", seed)
-        seen = np.arange(len(fold)) if k is None else np.flatnonzero(fold != k)
-        parts = min(MONITOR_PARTS, np.bincount(films.labels[seen]).max())
-        monitor = seen[folds(films, parts, seed, seen) == 0]
+            views = _cached_views(learner, recipe, pixels["as is"], work / "views.npy", seed)
         history = _fit(
             learner,
             recipe,
-            _sampler(recipe, pixels, views),
+            _sampler(recipe, pixels["as is"], views),
             films.labels,
-            train=np.setdiff1d(seen, monitor),
-            monitor=(_features(learner, pixels[monitor]), films.labels[monitor]),
-            checkpoint=work / ("all.safetensors" if k is None else f"fold-{k}.safetensors"),
+            train=np.setdiff1d(everything, test),
+            watched=None if last else (_features(learner, pixels["as is"][test]), films.labels[test]),
+            checkpoint=work / ("all.safetensors" if last else f"fold-{k}.safetensors"),
             seed=seed,
-            title="all films" if k is None else f"fold {k + 1} of {count}",
+            title="all films" if last else f"fold {k + 1} of {count}",
         )
-        if k is not None:
-            test = np.flatnonzero(fold == k)
-            logits.append(_logits(learner, _features(learner, pixels[test])))
-            indices.append(test)
+        if not last:
+            histories.append(history)
+            for change, some in logits.items():
+                some.append(_logits(learner, _features(learner, pixels[change][test])))
+    indices = np.concatenate(tests)
     return {
         "learner": learner,
-        "logits": np.concatenate(logits),
-        "indices": np.concatenate(indices),
-        "history": history,
+        "indices": indices,
+        "logits": {change: np.concatenate(some) for change, some in logits.items()},
+        "history": [
+            {
+                "epoch": rows[0]["epoch"],
+                "loss": round(float(np.mean([row["loss"] for row in rows])), 4),
+                "held_out_accuracy": round(sum(row["correct"] for row in rows) / len(indices), 4),
+            }
+            for rows in zip(*histories, strict=True)
+        ],
     }
 
 
-def _fit(learner, recipe, sample, labels, train, monitor, checkpoint, seed, title):
-    """Train on the films `train`, leave the averaged weights in `learner`, return the history."""
+def _fit(learner, recipe, sample, labels, train, watched, checkpoint, seed, title):
+    """Train on the films `train`, leave the averaged weights in `learner`, return the history.
+
+    `watched`, (features, labels) of the films held out or None, is scored for the curve alone.
+    """
     smooth = recipe.label_smoothing
     targets = (1 - smooth) * np.eye(len(CLASSES)) + smooth / len(CLASSES)
     targets = targets.astype(np.float32)[labels]
@@ -187,12 +204,12 @@ def _fit(learner, recipe, sample, labels, train, monitor, checkpoint, seed, titl
     average, history = learner.get_weights(), []
     if checkpoint.exists():
         average, history = _restore(learner, checkpoint)
-    progress = tqdm(desc=title, unit="epoch", total=recipe.epochs, initial=len(history))
-    for epoch in range(len(history), recipe.epochs):
-        if _stalled(history, recipe.patience):
-            break
+    done = history[-1]["epoch"] if history else 0
+    progress = tqdm(desc=title, unit="epoch", total=recipe.epochs, initial=done)
+    losses = []
+    for epoch in range(done, recipe.epochs):
         rng = np.random.default_rng((seed, epoch))
-        order, losses = rng.permutation(train), []
+        order = rng.permutation(train)
         for i in range(steps):
             chosen = order[i * batch : (i + 1) * batch]
             rate = _one_cycle((epoch + i / steps) / recipe.epochs, recipe)
@@ -201,29 +218,20 @@ def _fit(learner, recipe, sample, labels, train, monitor, checkpoint, seed, titl
 
         weights = learner.get_weights()
         average = _average(average, weights, min(recipe.average, (1 + epoch) / (10 + epoch)))
-        learner.set_weights(average)
-        probabilities = softmax(_logits(learner, monitor[0]))
-        learner.set_weights(weights)
-        history.append(
-            {
-                "epoch": epoch + 1,
-                "loss": round(float(np.mean(losses)), 4),
-                "monitor_accuracy": round(float((probabilities.argmax(1) == monitor[1]).mean()), 4),
-                "monitor_brier": round(brier(probabilities, monitor[1]), 5),
-            }
-        )
-        if (epoch + 1) % CHECKPOINT_EVERY == 0 or epoch + 1 == recipe.epochs:
-            _save(learner, average, history, checkpoint)
         progress.update()
-        progress.set_postfix({key: history[-1][key] for key in ("loss", "monitor_accuracy")})
+        if (epoch + 1) % CHECKPOINT_EVERY == 0 or epoch + 1 == recipe.epochs:
+            history.append({"epoch": epoch + 1, "loss": float(np.mean(losses))})
+            if watched:
+                learner.set_weights(average)
+                said = _logits(learner, watched[0]).argmax(axis=1)
+                learner.set_weights(weights)
+                history[-1]["correct"] = int((said == watched[1]).sum())
+            _save(learner, average, history, checkpoint)
+            progress.set_postfix(loss=f"{history[-1]['loss']:.3f}")
+            losses = []
     progress.close()
     learner.set_weights(average)
     return history
-
-
-def _stalled(history, patience):
-    scores = [h["monitor_brier"] for h in history]
-    return bool(scores) and len(scores) - 1 - int(np.argmin(scores)) >= patience
 
 
 def _one_cycle(progress, recipe):

@@ -23,11 +23,11 @@ HOME = {
 # Rooms, from the ground up. A module imports only from its own floor or those below it.
 FLOORS = (
     {"errors", "labels"},
-    {"augment", "preprocess", "registry", "metrics", "drawing"},
+    {"augment", "robustness", "preprocess", "registry", "metrics", "drawing"},
     {"config", "data", "recipes", "hub"},
     {"backends.onnx", "cards"},
     {"backends.pytorch", "backends.keras", "classifier"},
-    {"evaluation"},
+    {"evaluation", "ensemble"},
     {"training"},
     {"__main__"},
 )

@@ -7,9 +7,13 @@ from sklearn import metrics as sk
 from fracture_lib.metrics import (
     brier,
     calibrate_across_groups,
+    conformal_sets,
     expected_calibration_error,
     fit_temperature,
+    mean_with_interval,
+    pool,
     report,
+    selective,
     softmax,
 )
 
@@ -93,3 +97,39 @@ def test_temperature_recovers_what_made_the_logits_overconfident():
     assert expected_calibration_error(calibrated, labels) < 0.03
     assert expected_calibration_error(softmax(3 * honest), labels) > 0.15
     assert (calibrated.argmax(1) == honest.argmax(1)).all()
+
+
+def test_conformal_sets_hold_the_label_as_often_as_promised(drawn):
+    logits, labels, groups = drawn
+    p = softmax(logits)
+    for level in (0.8, 0.9):
+        sets = conformal_sets(p, labels, groups, level)
+        assert sets["coverage"]["value"] == pytest.approx(level, abs=0.04)
+        of_label = p[np.arange(400), labels]
+        assert np.mean(of_label >= sets["threshold"]) == pytest.approx(level, abs=0.01)
+    assert conformal_sets(p, labels, groups, 0.8)["mean_size"]["value"] < sets["mean_size"]["value"] <= 10
+
+
+def test_a_model_is_more_accurate_on_the_films_that_it_is_surest_of(drawn):
+    logits, labels, groups = drawn
+    p = softmax(logits)
+    found = selective(p, labels, groups)
+    accuracy = np.mean(p.argmax(1) == labels)
+    assert found["risk_coverage"][-1] == [1.0, pytest.approx(1 - accuracy, abs=1e-4)]
+    at = {c: m["value"] for c, m in found["accuracy_at"].items()}
+    assert at["0.5"] > at["0.8"] > at["1.0"] == pytest.approx(accuracy, abs=1e-4)
+    surest = np.argsort(-p.max(axis=1))[:200]
+    assert at["0.5"] == pytest.approx(np.mean(p[surest].argmax(1) == labels[surest]), abs=1e-4)
+
+
+def test_the_pool_of_models_is_their_mean(drawn):
+    p = softmax(drawn[0])
+    other = np.roll(p, 1, axis=1)
+    np.testing.assert_allclose(softmax(pool([p, other])), (p + other) / 2)
+
+
+def test_a_mean_has_an_interval_that_widens_with_groups():
+    values = np.repeat(np.random.default_rng(0).random(50), 4)
+    films, groups = (mean_with_interval(values, g) for g in (np.arange(200), np.arange(200) // 4))
+    assert films["low"] < films["value"] < films["high"]
+    assert groups["high"] - groups["low"] > 1.5 * (films["high"] - films["low"])

@@ -92,6 +92,7 @@ def test_the_bundle_is_laid_out_like_a_hub_repository(name):
         "config.json",
         "preprocessor_config.json",
         "evaluation.json",
+        "out_of_fold.safetensors",
         "README.md",
         "model.onnx",
         weights,

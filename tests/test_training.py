@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,17 @@ import numpy as np
 import pytest
 
 from fracture_lib import load
+from fracture_lib.__main__ import main
 from fracture_lib.augment import Augmentation, augment
 from fracture_lib.backends import keras as keras_backend
 from fracture_lib.backends import pytorch as pytorch_backend
+from fracture_lib.cards import percent
 from fracture_lib.data import load_films, pixels_of
+from fracture_lib.ensemble import measure_ensemble
 from fracture_lib.errors import FractureError, InvalidData, InvalidModel, ModelUnavailable
 from fracture_lib.evaluation import evaluate
 from fracture_lib.recipes import RECIPES
+from fracture_lib.robustness import CHANGES, mask_markers
 from fracture_lib.training import train
 
 ROOT = Path(__file__).parent.parent
@@ -57,7 +62,12 @@ def test_the_report_says_what_was_measured(trained):
     assert report["n"] == 20 and report["groups"] == 20  # two of four folds of 40 films
     assert report["data"]["films"] == 40 and report["data"]["grouped_by"] == "source_group"
     assert "2 of 4 grouped folds" in report["protocol"]
-    assert len(report["training"]["history"]) == 7
+    assert [row["epoch"] for row in report["training"]["history"]] == [5, 7]
+    last = report["training"]["history"][-1]
+    assert last["held_out_accuracy"] == report["metrics"]["accuracy"]["value"]
+    assert set(report["robustness"]) == set(CHANGES) and report["test"] is None
+    assert {"0.5", "0.8"} < set(report["selective"]["accuracy_at"])
+    assert 0 <= report["conformal"]["coverage"]["value"] <= 1
     for metric in report["metrics"].values():
         assert metric["low"] <= metric["high"]
 
@@ -104,12 +114,6 @@ def test_another_run_does_not_take_up_foreign_checkpoints(trained, film_folder):
         train(name, film_folder, out, count=4, held_out=2, seed=1, recipe=tiny(name))
 
 
-def test_training_stops_when_the_monitor_no_longer_improves(film_folder, tmp_path):
-    recipe = replace(tiny("pytorch-cnn", epochs=40), learning_rate=1e-9, patience=2)
-    report = train("pytorch-cnn", film_folder, tmp_path, count=4, held_out=1, recipe=recipe)
-    assert len(report["training"]["history"]) < 40
-
-
 def test_evaluate_scores_a_trained_folder_and_says_when_it_knows_the_films(trained, film_folder, tmp_path):
     name, out = trained
     report = evaluate(out, film_folder, "Train")
@@ -121,6 +125,57 @@ def test_evaluate_scores_a_trained_folder_and_says_when_it_knows_the_films(train
     assert unknown["n"] == 4 and "memory" not in unknown["protocol"]
 
 
+def test_the_ensemble_is_measured_on_the_films_that_its_members_left_out(trained, tmp_path):
+    _, folder = trained
+    alone = json.loads((folder / "evaluation.json").read_text())
+    together = measure_ensemble([folder, folder], tmp_path)
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == together
+    assert together["n"] == alone["n"] and together["members"] == [alone["model"]] * 2
+    assert together["confusion_matrix"] == alone["confusion_matrix"], "twice the same model is that model"
+
+
+def test_an_ensemble_of_unlike_or_unmeasured_members_is_refused(trained, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    _, folder = trained
+    other = shutil.copytree(folder, tmp_path / "other")
+    kept = other / "out_of_fold.safetensors"
+    arrays = load_file(kept)
+    save_file({**arrays, "indices": arrays["indices"] + 1}, kept, metadata={"fingerprint": "other"})
+    with pytest.raises(InvalidData, match="held out other films"):
+        measure_ensemble([folder, other], tmp_path)
+    kept.unlink()
+    with pytest.raises(InvalidModel, match="out_of_fold"):
+        measure_ensemble([folder, other], tmp_path)
+
+
+def test_films_with_a_near_copy_in_training_are_also_left_out(trained, film_folder, tmp_path):
+    """Two mirrored copies of training films and one film of another kind: one is clean."""
+    from PIL import Image, ImageOps
+
+    _, folder = trained
+    data = tmp_path / "data"
+    shutil.copytree(film_folder / "Spiral fracture", data / "Spiral")
+    (data / "Spiral" / "Test").mkdir()
+    for seed in (0, 1):
+        with Image.open(data / "Spiral" / "Train" / f"{seed}.png") as image:
+            ImageOps.mirror(image).save(data / "Spiral" / "Test" / f"{seed}.png")
+    noise = np.random.default_rng(0).integers(0, 255, (16, 16), np.uint8)
+    Image.fromarray(noise).resize((128, 128)).save(data / "Spiral" / "Test" / "noise.png")
+    report = evaluate(folder, data, "Test", apart_from="Train")
+    assert (report["n"], report["clean"]["n"]) == (3, 1)
+
+
+def test_recorded_test_figures_reach_the_card(trained, film_folder, tmp_path, capsys):
+    folder = shutil.copytree(trained[1], tmp_path / "model")
+    assert "withheld, not yet scored" in (folder / "README.md").read_text()
+    assert main(["evaluate", "--model", str(folder), "--data", str(film_folder), "--record"]) == 0
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    card = (folder / "README.md").read_text()
+    assert evaluation["test"]["n"] == 40 and "withheld" not in card
+    assert f"| all of Test | 40 | {percent(evaluation['test']['metrics']['accuracy'])} |" in card
+
+
 def test_wrong_arguments_are_sentences(film_folder, tmp_path):
     with pytest.raises(FractureError, match="hold out 6 of 5"):
         train("pytorch-cnn", film_folder, tmp_path, held_out=6)
@@ -130,12 +185,35 @@ def test_wrong_arguments_are_sentences(film_folder, tmp_path):
         train("resnet50", film_folder, tmp_path, pretrained="no file.safetensors")
 
 
-def test_both_cnns_are_one_architecture():
-    assert RECIPES["pytorch-cnn"].architecture == RECIPES["tensorflow-cnn"].architecture
-    torch_net = pytorch_backend.Learner(RECIPES["pytorch-cnn"], 0)
-    keras_net = keras_backend.Learner(RECIPES["tensorflow-cnn"], 0)
-    sizes = [a.size for a in torch_net.get_weights() if a.dtype.kind == "f"]  # not BatchNorm's counters
-    assert sorted(sizes) == sorted(a.size for a in keras_net.get_weights())
+@pytest.fixture
+def twins(monkeypatch):
+    """A torch and a Keras learner of the CNN recipe, without dropout, that hold the same weights."""
+    monkeypatch.setattr(pytorch_backend.torch, "autocast", lambda *_: nullcontext())  # all in float32
+    assert RECIPES["pytorch-cnn"] == RECIPES["tensorflow-cnn"]
+    recipe = RECIPES["pytorch-cnn"]
+    still = {**recipe.architecture, "dropouts": [0, 0, 0], "head_dropout": 0}
+    recipe = replace(recipe, architecture=still)
+    torch_net, keras_net = pytorch_backend.Learner(recipe, 0), keras_backend.Learner(recipe, 0)
+    keras_net.set_weights(keras_layout(torch_net))
+    return torch_net, keras_net
+
+
+def keras_layout(torch_net):
+    """The weights of a torch CNN in Keras's order and layouts."""
+    weights = [w for w in torch_net.get_weights() if w.dtype.kind == "f"]  # no counters of batches
+    return [w.transpose(2, 3, 1, 0) if w.ndim == 4 else w.T for w in weights]
+
+
+def test_the_same_weights_give_the_same_logits_in_both_frameworks(twins, pixels):
+    torch_net, keras_net = twins
+    assert np.abs(torch_net.logits(pixels) - keras_net.logits(pixels)).max() < 1e-4
+
+
+def test_a_training_step_is_the_same_in_both_frameworks(twins, pixels):
+    targets = np.eye(10, dtype=np.float32)
+    losses = np.array([[net.step(pixels, targets, 1e-4, seed=0) for net in twins] for _ in range(4)])
+    np.testing.assert_allclose(losses[:, 0], losses[:, 1], rtol=1e-3)
+    assert losses[-1, 0] < losses[0, 0]
 
 
 def test_keras_trains_on_its_torch_backend_where_tensorflow_is_missing(film_folder, tmp_path, pixels):
@@ -259,6 +337,29 @@ def test_no_strength_is_no_change(film_folder):
     film = pixels_of(load_films(film_folder))[0, 0]
     none = Augmentation(**dict.fromkeys(vars(Augmentation()), 0))
     np.testing.assert_allclose(augment(film, none, np.random.default_rng(0)), film, atol=1e-6)
+
+
+# ---- robustness
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_film_is_a_film_and_differs(change):
+    rng = np.random.default_rng(0)
+    film = np.kron(rng.random((12, 8)), np.ones((8, 8))).astype(np.float32)
+    film[4:10, 4:8] = 1  # a marker
+    film[:20, :20] = np.where(film[:20, :20] < 1, 0.05, 1)
+    changed = CHANGES[change](film)
+    assert changed.dtype == film.dtype and changed.min() >= 0 and changed.max() <= 1
+    assert changed.shape != film.shape or (np.abs(changed - film) > 0.01).any()
+
+
+def test_markers_are_masked_and_bone_is_not():
+    film = np.full((200, 200), 0.05, np.float32)
+    film[60:140, 60:140] = 0.95  # bone: large, and in the middle
+    film[10:20, 10:16] = 1  # a letter at the border
+    masked = mask_markers(film)
+    np.testing.assert_allclose(masked[10:20, 10:16], 0.05)
+    np.testing.assert_array_equal(masked[60:140, 60:140], film[60:140, 60:140])
 
 
 # ---- the notebook

@@ -227,6 +227,21 @@ def _export_onnx(model, path, half):
 # ---- training
 
 
+class _Muon(keras.optimizers.Muon):
+    """Muon for convolution kernels and AdamW for the rest; Keras's own takes matrices only.
+
+    A kernel [h, w, in, out] is the matrix [h * w * in, out], the transpose of PyTorch's. The same
+    steps as `fracture_lib.backends.pytorch.Muon` beside torch.optim.AdamW.
+    """
+
+    def _should_use_adamw(self, variable):
+        return len(variable.shape) != 4
+
+    def zeropower_via_newtonschulz5(self, x, steps):
+        matrix = keras.ops.reshape(x, (-1, x.shape[-1]))
+        return keras.ops.reshape(super().zeropower_via_newtonschulz5(matrix, steps), x.shape)
+
+
 class Learner:
     """One network in training; see `fracture_lib.training` for the protocol."""
 
@@ -239,12 +254,21 @@ class Learner:
             trunk_end = _trunk_end(self.model, recipe.architecture["tuned_stages"])
             self.trunk = keras.Model(self.model.input, trunk_end)
         self.tail = keras.Model(trunk_end, self.model.get_layer("logits").output)
-        self.tail.compile(
-            keras.optimizers.AdamW(
-                recipe.learning_rate,
+        self.muon = recipe.muon
+        clipped = {"global_clipnorm": recipe.clip_norm}
+        if self.muon:
+            optimizer = _Muon(
                 weight_decay=recipe.weight_decay,
-                global_clipnorm=recipe.clip_norm,
-            ),
+                adam_weight_decay=recipe.weight_decay / self.muon,  # Keras multiplies it by Muon's rate
+                adam_lr_ratio=1 / self.muon,
+                rms_rate=None,  # no further scale
+                name="muon",
+                **clipped,
+            )
+        else:
+            optimizer = keras.optimizers.AdamW(weight_decay=recipe.weight_decay, **clipped)
+        self.tail.compile(
+            optimizer,
             keras.losses.CategoricalCrossentropy(from_logits=True),
             jit_compile=False,  # on a CPU the compiled step is the slower one
         )
@@ -261,7 +285,7 @@ class Learner:
     def step(self, features, targets, learning_rate, seed):
         for variable in self._dropout_seeds():
             variable.assign([seed, 0])
-        self.tail.optimizer.learning_rate = learning_rate
+        self.tail.optimizer.learning_rate = learning_rate * (self.muon or 1)
         return float(self.tail.train_on_batch(self._tail_input(features), targets))
 
     def logits(self, features):

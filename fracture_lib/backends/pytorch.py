@@ -80,6 +80,40 @@ def load(folder):
     return lambda pixels: _logits(model, pixels)
 
 
+class Muon(torch.optim.Optimizer):
+    """Steps along the nearest orthogonal matrix to the momentum of each convolution kernel.
+
+    torch.optim.Muon takes matrices only; a kernel [out, in, h, w] is the matrix [out, in * h * w].
+    Source: Jordan et al., https://kellerjordan.github.io/posts/muon.
+    """
+
+    def __init__(self, kernels, weight_decay, momentum=0.95):
+        super().__init__(kernels, {"lr": 0.0, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self):
+        group = self.param_groups[0]
+        for kernel in group["params"]:
+            state = self.state[kernel]
+            if not state:
+                state["momentum"] = torch.zeros_like(kernel)
+            state["momentum"].mul_(group["momentum"]).add_(kernel.grad)
+            ahead = kernel.grad + group["momentum"] * state["momentum"]  # Nesterov
+            kernel.mul_(1 - group["lr"] * group["weight_decay"])
+            kernel.sub_(group["lr"] * _orthogonalized(ahead.reshape(len(kernel), -1)).reshape(kernel.shape))
+
+
+def _orthogonalized(matrix):
+    """Five Newton-Schulz iterations, after which all singular values are near 1."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.T if tall else x
+
+
 class Learner:
     """One network in training; see `fracture_lib.training` for the protocol."""
 
@@ -90,9 +124,13 @@ class Learner:
         self.recipe = recipe
         # With the bfloat16 of `step`, channels_last halves an epoch on a CPU that has bfloat16.
         self.model = _build(recipe.architecture).to(self.device, memory_format=torch.channels_last)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
+        parameters = list(self.model.parameters())
+        kernels = [p for p in parameters if p.ndim == 4] if recipe.muon else []
+        rest = [p for p in parameters if not any(p is k for k in kernels)]
+        decay = {"weight_decay": recipe.weight_decay}
+        self.optimizers = {torch.optim.AdamW(rest, **decay): 1.0}  # its rate, a multiple of `step`'s
+        if kernels:
+            self.optimizers[Muon(kernels, **decay)] = recipe.muon
 
     def features(self, pixels):
         return pixels  # every layer is trained: no frozen trunk
@@ -100,15 +138,17 @@ class Learner:
     def step(self, features, targets, learning_rate, seed):
         torch.manual_seed(seed)  # dropout, so that a resumed run repeats an uninterrupted one
         self.model.train()
-        self.optimizer.param_groups[0]["lr"] = learning_rate
+        for optimizer, multiple in self.optimizers.items():
+            optimizer.param_groups[0]["lr"] = learning_rate * multiple
         inputs = torch.from_numpy(features).to(self.device, memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16):
             logits, _ = self.model(inputs)
         loss = F.cross_entropy(logits.float(), torch.from_numpy(targets).to(self.device))
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         return loss.item()
 
     def logits(self, features):
@@ -124,18 +164,22 @@ class Learner:
         )
 
     def get_optimizer(self):
-        moments = self.optimizer.state_dict()["state"]
-        return [moments[i][key].cpu().numpy().copy() for i in moments for key in _MOMENTS]
+        return [
+            moments[key].cpu().numpy().copy()
+            for optimizer in self.optimizers
+            for moments in optimizer.state_dict()["state"].values()
+            for key in _MOMENTS[type(optimizer)]
+        ]
 
     def set_optimizer(self, arrays):
-        state = self.optimizer.state_dict()
-        tensors = [torch.from_numpy(array) for array in arrays]
-        count = len(_MOMENTS)
-        state["state"] = {
-            i: dict(zip(_MOMENTS, tensors[i * count : (i + 1) * count], strict=True))
-            for i in range(len(tensors) // count)
-        }
-        self.optimizer.load_state_dict(state)
+        arrays = iter(arrays)
+        for optimizer in self.optimizers:
+            state = optimizer.state_dict()
+            state["state"] = {
+                i: {key: torch.from_numpy(next(arrays)) for key in _MOMENTS[type(optimizer)]}
+                for i in state["param_groups"][0]["params"]
+            }
+            optimizer.load_state_dict(state)
 
     def save(self, folder):
         """Write the native weights and the ONNX graph of the current weights."""
@@ -154,4 +198,4 @@ class Learner:
         finish_export(folder / "model.onnx")
 
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_MOMENTS = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum",)}

@@ -1,0 +1,78 @@
+"""The models together: the mean of their calibrated probabilities, equally weighted, calibrated again.
+
+Equal weights fit nothing to the data. `measure_ensemble` scores it on the films that every member
+left out, from the logits that `training` writes beside each model; `load("ensemble")` serves it.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from fracture_lib.config import read_config, read_json, write_json
+from fracture_lib.errors import InvalidData, InvalidModel
+from fracture_lib.evaluation import out_of_fold_report
+from fracture_lib.metrics import calibrate_across_groups, fit_temperature, pool, softmax
+from fracture_lib.registry import ENSEMBLE
+
+__all__ = ["measure_ensemble", "write_out_of_fold"]
+
+OUT_OF_FOLD = "out_of_fold.safetensors"
+
+
+def write_out_of_fold(folder, logits, films, indices):
+    """Keep logits float32 [M, 10] of the films `indices`, each from the fit that did not see it."""
+    arrays = {
+        "logits": logits.astype(np.float32),
+        "labels": films.labels[indices],
+        "groups": films.groups[indices],
+        "indices": indices,  # in the order of the films' paths
+    }
+    save_file(arrays, folder / OUT_OF_FOLD, metadata={"fingerprint": films.fingerprint})
+
+
+def measure_ensemble(folders, out):
+    """Measure the models in `folders` together; write and return the folder `out`'s evaluation.json.
+
+    Raises InvalidModel where a folder lacks its out-of-fold logits, InvalidData where the members
+    did not hold out the very same films.
+    """
+    folders, out = [Path(folder) for folder in folders], Path(out)
+    held_out = [_read(folder) for folder in folders]
+    first = held_out[0]
+    for folder, other in zip(folders, held_out, strict=True):
+        if other["fingerprint"] != first["fingerprint"] or any(
+            not np.array_equal(first[key], other[key]) for key in ("labels", "groups", "indices")
+        ):
+            raise InvalidData(
+                f"{folder.name} and {folders[0].name} held out other films: train them with the same "
+                "data, folds and seed."
+            )
+    labels, groups = first["labels"], first["groups"]
+    logits = pool([calibrate_across_groups(o["logits"], labels, groups) for o in held_out])
+    configs = [read_config(folder) for folder in folders]
+    # Served members are calibrated by their one temperature, so the ensemble's is fitted on that.
+    served = pool([softmax(o["logits"], c["temperature"]) for o, c in zip(held_out, configs, strict=True)])
+    member = read_json(folders[0] / "evaluation.json")
+    evaluation = {
+        "model": ENSEMBLE,
+        "members": [config["model_name"] for config in configs],
+        "temperature": round(fit_temperature(served, labels), 4),
+        "protocol": member["protocol"].partition(";")[0] + "; the members' mean, equally weighted",
+        "data": member["data"],
+        **out_of_fold_report(logits, labels, groups),
+        "test": None,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "evaluation.json", evaluation)
+    return evaluation
+
+
+def _read(folder):
+    try:
+        with safe_open(folder / OUT_OF_FOLD, "np") as file:
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
+            return {**arrays, "fingerprint": file.metadata()["fingerprint"]}
+    except (OSError, SafetensorError) as error:
+        raise InvalidModel(f"{folder.name} has no readable {OUT_OF_FOLD}: train it again.") from error
