@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fracture_lib.errors import InvalidModel, ModelUnavailable
-from fracture_lib.registry import MODELS
+from fracture_lib.registry import ENSEMBLE, MODELS
 
 __all__ = ["BUNDLE", "ModelSource", "locate", "pretrained_file"]
 
@@ -51,7 +51,7 @@ def locate(reference, runtime="onnx"):
     if _REPO_ID.fullmatch(repo):
         return _download(repo, revision or "main", runtime)
     raise ModelUnavailable(
-        f'"{reference}" is no model: use {", ".join(MODELS)}, a folder, or a Hub id "owner/name".'
+        f'"{reference}" is no model: use {", ".join((*MODELS, ENSEMBLE))}, a folder, or a Hub id "owner/name".'
     )
 
 

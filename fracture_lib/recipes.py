@@ -19,6 +19,7 @@ class Recipe:
     warm_up: float = 0.15  # fraction of all steps before the peak
     weight_decay: float = 0.05
     label_smoothing: float = 0.05
+    mixup: float = 0.0  # each batch is mixed with its shuffle, with a share from Beta(mixup, mixup)
     clip_norm: float = 5.0
     average: float = 0.95  # decay, an epoch, of the moving average of weights that is kept
     augmentation: Augmentation = field(default_factory=Augmentation)

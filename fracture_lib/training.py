@@ -214,7 +214,8 @@ def _fit(learner, recipe, sample, labels, train, watched, checkpoint, seed, titl
             chosen = order[i * batch : (i + 1) * batch]
             rate = _one_cycle((epoch + i / steps) / recipe.epochs, recipe)
             draw = int(rng.integers(2**31))
-            losses.append(learner.step(sample(chosen, rng), targets[chosen], rate, draw))
+            batch_of = _mixed(sample(chosen, rng), targets[chosen], recipe.mixup, rng)
+            losses.append(learner.step(*batch_of, rate, draw))
 
         weights = learner.get_weights()
         average = _average(average, weights, min(recipe.average, (1 + epoch) / (10 + epoch)))
@@ -232,6 +233,14 @@ def _fit(learner, recipe, sample, labels, train, watched, checkpoint, seed, titl
     progress.close()
     learner.set_weights(average)
     return history
+
+
+def _mixed(features, targets, strength, rng):
+    """Mixup, of features where a trunk is frozen (Zhang et al., 2018; Verma et al., 2019)."""
+    if not strength:
+        return features, targets
+    share, other = np.float32(rng.beta(strength, strength)), rng.permutation(len(targets))
+    return share * features + (1 - share) * features[other], share * targets + (1 - share) * targets[other]
 
 
 def _one_cycle(progress, recipe):
