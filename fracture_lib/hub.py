@@ -51,7 +51,8 @@ def locate(reference, runtime="onnx"):
     if _REPO_ID.fullmatch(repo):
         return _download(repo, revision or "main", runtime)
     raise ModelUnavailable(
-        f'"{reference}" is no model: use {", ".join((*MODELS, ENSEMBLE))}, a folder, or a Hub id "owner/name".'
+        f'"{reference}" is no model: use {", ".join((*MODELS, ENSEMBLE))}, a folder, or a Hub id '
+        '"owner/name".'
     )
 
 
