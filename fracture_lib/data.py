@@ -157,21 +157,20 @@ def _read(reader, path):
         raise InvalidData(f"{path.name} cannot be read ({error}) Mend or remove it.") from error
 
 
-def folds(films, count, seed, subset=None):
+def folds(films, count):
     """Return int64 [N], the fold of each film: stratified by class, groups kept whole.
 
-    With `subset`, indices [M], only those films are split and the result is [M].
+    The same for every training seed, so that models trained with different seeds can be compared,
+    and averaged, on the same held-out films. Raises InvalidData where `count` folds cannot be had.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
     labels, groups = films.labels, films.groups
-    if subset is not None:
-        labels, groups = labels[subset], groups[subset]
     most = min(len(np.unique(groups)), np.bincount(labels).max())
     if not 2 <= count <= most:
         raise InvalidData(f"These films can be split into 2 to {most} folds, not {count}: add films.")
     fold = np.empty(len(labels), np.int64)
-    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=0)
     for i, (_, held_out) in enumerate(splitter.split(labels, labels, groups)):
         fold[held_out] = i
     return fold

@@ -47,7 +47,7 @@ def measure_ensemble(folders, out):
         ):
             raise InvalidData(
                 f"{folder.name} and {folders[0].name} held out other films: train them with the same "
-                "data, folds and seed."
+                "data and folds."
             )
     labels, groups = first["labels"], first["groups"]
     logits = pool([calibrate_across_groups(o["logits"], labels, groups) for o in held_out])

@@ -150,7 +150,7 @@ def fit_folds(name, recipe, films, pixels, work, count, held_out, seed, pretrain
     The folder `work` keeps checkpoints; the same call again goes on from there.
     """
     backend = import_module(f"fracture_lib.backends.{MODELS[name].backend}")
-    fold = folds(films, count, seed)
+    fold = folds(films, count)
     everything = np.arange(len(fold))
     tests = [np.flatnonzero(fold == k) for k in range(held_out)]
     views, logits, histories = None, {change: [] for change in pixels}, []
