@@ -10,10 +10,8 @@ from fracture_lib.registry import ENSEMBLE, MODELS
 __all__ = ["percent", "results_table", "write_card", "write_results_table"]
 
 TEMPLATE = Path(__file__).parent.parent / "model_card.md"
-TABLE_BEGINS, TABLE_ENDS = (
-    "<!-- results: written by `python -m fracture_lib cards` -->",
-    "<!-- end of results -->",
-)
+TABLE_BEGINS = "<!-- results: written by `python -m fracture_lib cards` -->"
+TABLE_ENDS = "<!-- end of results -->"
 WITHHELD = "withheld, not yet scored"
 # Fingerprint of the 989 films in the Train folder of Bone Break Classification: only a model trained
 # on them gets a card that says so.

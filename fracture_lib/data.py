@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from fracture_lib.errors import InvalidData, InvalidImage, UnknownLabel
 from fracture_lib.labels import CLASSES, label_id
-from fracture_lib.preprocess import preprocess, read_film
+from fracture_lib.preprocess import INPUT_SIZE, preprocess, read_film
 
-__all__ = ["Films", "folds", "load_films", "near_copies", "pixels_of"]
+__all__ = ["Films", "changed_pixels", "folds", "load_films", "near_copies", "pixels_of"]
 
 SPLITS = {"train", "test", "valid", "validation", "val"}
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
@@ -128,7 +128,7 @@ def near_copies(paths):
 
     views = []
     for path in tqdm(paths, desc="looking for near copies", unit="film", leave=False):
-        film = Image.fromarray(np.uint8(255 * _read(read_film, path)))
+        film = Image.fromarray(np.uint8(255 * _read(path)))
         turned = [film, *(film.transpose(t) for t in Image.Transpose)]
         views.append([imagehash.phash(view).hash.ravel() for view in turned])
     bits = np.array(views, np.float32) * 2 - 1  # [N, 8, 64] of -1 and 1
@@ -137,22 +137,29 @@ def near_copies(paths):
     return connected_components(pairs, directed=False)[1].astype(np.int64)
 
 
-def pixels_of(films, change=None):
-    """Read all films: float32 [N, 1, 128, 128]. Raises InvalidData.
+def pixels_of(films):
+    """Read all films: float32 [N, 1, 128, 128]. Raises InvalidData."""
+    return changed_pixels(films, {"as is": lambda film: film})["as is"]
 
-    `change` is applied to each film, grey float32 [H, W] in 0..1, before it is scaled and padded.
+
+def changed_pixels(films, changes):
+    """Read each film once and return a dict: for each of `changes`, float32 [N, 1, 128, 128].
+
+    `changes` is a dict of functions, applied to a film, grey float32 [H, W] in 0..1, before it is
+    scaled and padded. Raises InvalidData.
     """
+    shape = (len(films.paths), 1, INPUT_SIZE, INPUT_SIZE)
+    pixels = {name: np.empty(shape, np.float32) for name in changes}
+    for i, path in enumerate(tqdm(films.paths, desc="reading films", unit="film", leave=False)):
+        film = _read(path)
+        for name, change in changes.items():
+            pixels[name][i, 0] = preprocess(change(film))
+    return pixels
 
-    def pixels(path):
-        return preprocess(change(read_film(path)) if change else path)
 
-    bar = tqdm(films.paths, desc="reading films", unit="film", leave=False)
-    return np.stack([_read(pixels, path) for path in bar])[:, None]
-
-
-def _read(reader, path):
+def _read(path):
     try:
-        return reader(path)
+        return read_film(path)
     except InvalidImage as error:
         raise InvalidData(f"{path.name} cannot be read ({error}) Mend or remove it.") from error
 

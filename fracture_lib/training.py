@@ -32,7 +32,7 @@ from fracture_lib.augment import augment
 from fracture_lib.backends import onnx
 from fracture_lib.cards import write_card
 from fracture_lib.config import read_json, write_config, write_json
-from fracture_lib.data import folds, load_films, pixels_of
+from fracture_lib.data import changed_pixels, folds, load_films
 from fracture_lib.ensemble import write_out_of_fold
 from fracture_lib.errors import FractureError, InvalidData
 from fracture_lib.evaluation import out_of_fold_report, provenance
@@ -71,8 +71,7 @@ def train(name, data, out, split="Train", count=5, held_out=None, seed=0, pretra
     run = {"model": name, "seed": seed, "folds": count, "recipe": asdict(recipe), **provenance(films)}
     _check_same_run(work / "run.json", run)
 
-    pixels = {change: pixels_of(films, function) for change, function in CHANGES.items()}
-    pixels["as is"] = pixels_of(films)
+    pixels = changed_pixels(films, {"as is": lambda film: film, **CHANGES})
     fits = fit_folds(name, recipe, films, pixels, work, count, held_out, seed, start)
     logits, measured = fits["logits"].pop("as is"), fits["indices"]
     labels, groups = films.labels[measured], films.groups[measured]
