@@ -128,7 +128,7 @@ def near_copies(paths):
 
     views = []
     for path in tqdm(paths, desc="looking for near copies", unit="film", leave=False):
-        film = Image.fromarray(np.uint8(255 * _read(path)))
+        film = Image.fromarray(np.uint8(255 * _read(read_film, path)))
         turned = [film, *(film.transpose(t) for t in Image.Transpose)]
         views.append([imagehash.phash(view).hash.ravel() for view in turned])
     bits = np.array(views, np.float32) * 2 - 1  # [N, 8, 64] of -1 and 1
@@ -148,18 +148,22 @@ def changed_pixels(films, changes):
     `changes` is a dict of functions, applied to a film, grey float32 [H, W] in 0..1, before it is
     scaled and padded. Raises InvalidData.
     """
+
+    def inputs(path):
+        film = read_film(path)
+        return [preprocess(change(film)) for change in changes.values()]
+
     shape = (len(films.paths), 1, INPUT_SIZE, INPUT_SIZE)
     pixels = {name: np.empty(shape, np.float32) for name in changes}
     for i, path in enumerate(tqdm(films.paths, desc="reading films", unit="film", leave=False)):
-        film = _read(path)
-        for name, change in changes.items():
-            pixels[name][i, 0] = preprocess(change(film))
+        for name, one in zip(changes, _read(inputs, path), strict=True):
+            pixels[name][i, 0] = one
     return pixels
 
 
-def _read(path):
+def _read(reader, path):
     try:
-        return read_film(path)
+        return reader(path)
     except InvalidImage as error:
         raise InvalidData(f"{path.name} cannot be read ({error}) Mend or remove it.") from error
 
