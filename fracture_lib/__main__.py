@@ -1,4 +1,4 @@
-"""The command line: predict, evaluate, train, ensemble, cards.
+"""The command line: predict, evaluate, train, ensemble, refusal, cards.
 
 Exit codes: 0 all went well; 1 some input could not be used, each named on stderr in one line;
 2 the command itself was wrong (argparse).
@@ -10,12 +10,12 @@ import os
 import sys
 from pathlib import Path
 
-from fracture_lib.cards import TEMPLATE, write_card, write_results_table
-from fracture_lib.classifier import check_top_k, load
+from fracture_lib.cards import TEMPLATE, percent, write_card, write_results_table
+from fracture_lib.classifier import check_top_k
 from fracture_lib.config import read_json, write_json
 from fracture_lib.errors import FractureError
 from fracture_lib.hub import BUNDLE
-from fracture_lib.preprocess import read_film
+from fracture_lib.panel import Panel
 from fracture_lib.registry import ENSEMBLE, MODELS
 
 NAMES = ", ".join((*MODELS, ENSEMBLE))
@@ -48,6 +48,7 @@ def _parser():
     predict.add_argument("images", nargs="+", metavar="IMAGE")
     predict.add_argument("--model", default="all", help=f"{NAMES}, a folder, a Hub id, or all")
     predict.add_argument("--top-k", type=int, default=3, metavar="K")
+    predict.add_argument("--anyway", action="store_true", help="answer also what does not look like a film")
     predict.add_argument("--json", action="store_true", help="one JSON object a line, errors too")
     _runtime(predict)
     predict.set_defaults(run=_predict)
@@ -87,6 +88,12 @@ def _parser():
     ensemble.add_argument("--out", required=True, metavar="DIR")
     ensemble.set_defaults(run=_ensemble)
 
+    refusal = commands.add_parser("refusal", help="fit and measure what is refused as no bone X-ray")
+    refusal.add_argument("--data", required=True, metavar="DIR", help="labelled films, as for train")
+    refusal.add_argument("--split", default="Train")
+    refusal.add_argument("--others", required=True, metavar="DIR", help="<kind>/picture of what is none")
+    refusal.set_defaults(run=_refusal)
+
     cards = commands.add_parser("cards", help="write the bundled models' cards and the README's table anew")
     cards.set_defaults(run=_cards)
     return parser
@@ -98,25 +105,29 @@ def _runtime(parser):
 
 def _predict(options):
     check_top_k(options.top_k)
-    classifiers = [
-        load(name, options.runtime) for name in (MODELS if options.model == "all" else [options.model])
-    ]
+    panel = Panel(options.runtime)
+    names = MODELS if options.model == "all" else [options.model]
+    for name in names:
+        panel.classifier(name)  # a wrong model ends the command before any film is read
     failed = False
     for image in options.images:
         try:
-            film = read_film(image)  # once for all models
-            predictions = [c.predict(film, options.top_k) for c in classifiers]
+            result = panel.ask(image, names, anyway=options.anyway)
+            if not result.predictions:
+                raise FractureError(f"{result.verdict.sentence} Give --anyway to ask all the same.")
         except FractureError as error:
             failed = True
             if options.json:
                 print(json.dumps({"image": image, "error": str(error)}))
             _complain(f"{image}: {error}")
             continue
-        for p in predictions:
+        for notice in result.notices:
+            print(f"{image}: {notice}", file=sys.stderr)
+        for p in result.predictions.values():
             if options.json:
-                print(json.dumps({"image": image, **p.to_dict()}))
+                print(json.dumps({"image": image, **p.to_dict(options.top_k)}))
             else:
-                answer = ", ".join(f"{s.label} {s.probability:.1%}" for s in p.scores)
+                answer = ", ".join(f"{s.label} {s.probability:.1%}" for s in p.scores[: options.top_k])
                 print(f"{image}\t{p.model}\t{answer}\t[{p.source}]")
     if not options.json:
         print(DISCLAIMER, file=sys.stderr)
@@ -153,6 +164,19 @@ def _ensemble(options):
     from fracture_lib.ensemble import measure_ensemble
 
     _summarise(measure_ensemble(options.models, options.out))
+    return 0
+
+
+def _refusal(options):
+    from fracture_lib.data import load_films
+    from fracture_lib.refusal import fit
+
+    films = load_films(options.data, options.split)
+    gatekeeper = Panel().gatekeeper()
+    report = fit(films, options.others, lambda pixels: gatekeeper.answer(pixels).features)
+    print(f"false refusal: {percent(report['false_refusal'])}, n = {report['n']} films")
+    for kind, found in report["detection"].items():
+        print(f"{kind:28} {percent(found)}, n = {found['n']}")
     return 0
 
 

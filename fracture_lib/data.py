@@ -128,7 +128,7 @@ def near_copies(paths):
 
     views = []
     for path in tqdm(paths, desc="looking for near copies", unit="film", leave=False):
-        film = Image.fromarray(np.uint8(255 * _read(read_film, path)))
+        film = Image.fromarray(np.uint8(255 * _read(read_film, path).pixels))
         turned = [film, *(film.transpose(t) for t in Image.Transpose)]
         views.append([imagehash.phash(view).hash.ravel() for view in turned])
     bits = np.array(views, np.float32) * 2 - 1  # [N, 8, 64] of -1 and 1
@@ -150,7 +150,7 @@ def changed_pixels(films, changes):
     """
 
     def inputs(path):
-        film = read_film(path)
+        film = read_film(path).pixels
         return [preprocess(change(film)) for change in changes.values()]
 
     shape = (len(films.paths), 1, INPUT_SIZE, INPUT_SIZE)

@@ -1,7 +1,8 @@
-"""The models together: the mean of their calibrated probabilities, equally weighted, calibrated again.
+"""The models together: the weighted mean of their calibrated probabilities, calibrated again.
 
-Equal weights fit nothing to the data. `measure_ensemble` scores it on the films that every member
-left out, from the logits that `training` writes beside each model; `load("ensemble")` serves it.
+Weights and temperature are fitted on the films that every member left out, from the logits that
+`training` writes beside each model. `measure_ensemble` scores each of these films with weights and
+temperatures fitted on other groups; `load("ensemble")` serves those fitted on all of them.
 """
 
 from pathlib import Path
@@ -12,8 +13,15 @@ from safetensors.numpy import save_file
 
 from fracture_lib.config import read_config, read_json, write_json
 from fracture_lib.errors import InvalidData, InvalidModel
-from fracture_lib.evaluation import out_of_fold_report
-from fracture_lib.metrics import calibrate_across_groups, fit_temperature, pool, softmax
+from fracture_lib.evaluation import full_report
+from fracture_lib.metrics import (
+    fit_temperature,
+    fit_weights,
+    paired_difference,
+    pool,
+    pool_across_groups,
+    softmax,
+)
 from fracture_lib.registry import ENSEMBLE
 
 __all__ = ["measure_ensemble", "write_out_of_fold"]
@@ -35,6 +43,9 @@ def write_out_of_fold(folder, logits, films, indices):
 def measure_ensemble(folders, out):
     """Measure the models in `folders` together; write and return the folder `out`'s evaluation.json.
 
+    It is the `full_report` with "members", their "weights" and the "temperature" to serve, and
+    "minus_equal_weights", what fitting the weights adds to accuracy and negative log-likelihood.
+
     Raises InvalidModel where a folder lacks its out-of-fold logits, InvalidData where the members
     did not hold out the very same films.
     """
@@ -50,18 +61,25 @@ def measure_ensemble(folders, out):
                 "data and folds."
             )
     labels, groups = first["labels"], first["groups"]
-    logits = pool([calibrate_across_groups(o["logits"], labels, groups) for o in held_out])
+    logits = [o["logits"] for o in held_out]
+    probabilities = pool_across_groups(logits, labels, groups)
     configs = [read_config(folder) for folder in folders]
-    # Served members are calibrated by their one temperature, so the ensemble's is fitted on that.
-    served = pool([softmax(o["logits"], c["temperature"]) for o, c in zip(held_out, configs, strict=True)])
+    # Served members are calibrated by their one temperature, so what is served is fitted on that.
+    served = [softmax(some, config["temperature"]) for some, config in zip(logits, configs, strict=True)]
+    names = [config["model_name"] for config in configs]
+    weights = fit_weights(served, labels).round(4).tolist()
+    equal = pool_across_groups(logits, labels, groups, weigh=lambda *_: None)
     member = read_json(folders[0] / "evaluation.json")
     evaluation = {
         "model": ENSEMBLE,
-        "members": [config["model_name"] for config in configs],
-        "temperature": round(fit_temperature(served, labels), 4),
-        "protocol": member["protocol"].partition(";")[0] + "; the members' mean, equally weighted",
+        "members": names,
+        "weights": dict(zip(names, weights, strict=True)),
+        "temperature": round(fit_temperature(pool(served, weights), labels), 4),
+        "protocol": member["protocol"].partition(";")[0]
+        + "; the members' mean, weighted and calibrated as fitted on the other groups",
         "data": member["data"],
-        **out_of_fold_report(logits, labels, groups),
+        **full_report(probabilities, labels, groups),
+        "minus_equal_weights": paired_difference(probabilities, equal, labels, groups),
         "test": None,
     }
     out.mkdir(parents=True, exist_ok=True)

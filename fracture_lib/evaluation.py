@@ -4,9 +4,9 @@ import numpy as np
 
 from fracture_lib.classifier import load
 from fracture_lib.data import load_films, near_copies, pixels_of
-from fracture_lib.metrics import calibrate_across_groups, conformal_sets, report, selective
+from fracture_lib.metrics import calibrate_across_groups, conformal_sets, reliability, report, selective
 
-__all__ = ["evaluate", "out_of_fold_report", "provenance"]
+__all__ = ["evaluate", "full_report", "out_of_fold_report", "provenance"]
 
 
 def evaluate(model, data, split=None, runtime="onnx", apart_from=None):
@@ -46,14 +46,22 @@ def evaluate(model, data, split=None, runtime="onnx", apart_from=None):
 
 
 def out_of_fold_report(logits, labels, groups):
-    """Return the JSON-ready report on logits [N, 10] of films that their fits did not see.
+    """Return the `full_report` on logits [N, 10] of films that their fit did not see.
 
-    That of `metrics.report`, with "selective" and "conformal". Whatever is fitted on the way,
-    temperatures and thresholds, is fitted on other groups than those it is measured on.
+    Each film's temperature is fitted on the other groups' films.
     """
-    probabilities = calibrate_across_groups(logits, labels, groups)
+    return full_report(calibrate_across_groups(logits, labels, groups), labels, groups)
+
+
+def full_report(probabilities, labels, groups):
+    """Return the JSON-ready report on probabilities [N, 10] that were not fitted on their own films.
+
+    That of `metrics.report`, with "reliability", "selective" and "conformal", whose thresholds are
+    fitted on other groups than those they are measured on.
+    """
     return {
         **report(probabilities, labels, groups),
+        "reliability": reliability(probabilities, labels, groups),
         "selective": selective(probabilities, labels, groups),
         "conformal": conformal_sets(probabilities, labels, groups),
     }

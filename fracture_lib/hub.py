@@ -12,7 +12,7 @@ __all__ = ["BUNDLE", "ModelSource", "locate", "pretrained_file"]
 BUNDLE = Path(__file__).parent / "bundle"
 
 # Nothing else is downloaded, so no pickle can be. Weights of the other framework stay away too.
-_ALWAYS = ["config.json", "preprocessor_config.json", "evaluation.json", "README.md"]
+_ALWAYS = ["config.json", "preprocessor_config.json", "evaluation.json", "head.safetensors", "README.md"]
 _WEIGHTS = {"onnx": ["model.onnx"], "native": ["model.safetensors", "model.keras"]}
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")

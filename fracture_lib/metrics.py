@@ -13,11 +13,17 @@ __all__ = [
     "conformal_sets",
     "expected_calibration_error",
     "fit_temperature",
+    "fit_weights",
     "mean_with_interval",
+    "paired_difference",
+    "parts",
     "pool",
+    "pool_across_groups",
+    "reliability",
     "report",
     "selective",
     "softmax",
+    "wilson",
 ]
 
 BINS = 15
@@ -44,9 +50,46 @@ def expected_calibration_error(probabilities, labels):
     """
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
-    bin_of = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(bin_of, weights=correct - confidence, minlength=BINS)
+    gaps = np.bincount(_bin_of(confidence), weights=correct - confidence, minlength=BINS)
     return float(np.abs(gaps).sum() / len(labels))
+
+
+def reliability(probabilities, labels, groups):
+    """Return a JSON-ready list of the bins of `expected_calibration_error` that hold films.
+
+    Each is a dict: "confidence", the mean in the bin, "accuracy", "n" films, and "low" and "high", the
+    95 % Wilson score interval of the accuracy (Wilson, 1927). It counts a group as one trial, as films
+    of one patient are not independent; a bootstrap would give a bin of two wrong films no width at all.
+    """
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    bin_of = _bin_of(confidence)
+    bins = []
+    for b in np.unique(bin_of):
+        here = bin_of == b
+        accuracy = correct[here].mean()
+        low, high = wilson(accuracy, len(np.unique(groups[here])))
+        bins.append(
+            {
+                "confidence": _round(confidence[here].mean()),
+                "accuracy": _round(accuracy),
+                "n": int(here.sum()),
+                "low": _round(low),
+                "high": _round(high),
+            }
+        )
+    return bins
+
+
+def _bin_of(confidence):
+    return np.minimum((confidence * BINS).astype(int), BINS - 1)
+
+
+def wilson(share, trials, z=1.96):
+    """Return the 95 % score interval (low, high) of a share of `trials` (Wilson, 1927)."""
+    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z * np.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2) / (1 + z * z / trials)
+    return centre - half, centre + half
 
 
 def fit_temperature(logits, labels):
@@ -59,12 +102,37 @@ def fit_temperature(logits, labels):
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
 
-def pool(probabilities):
-    """Several models' probabilities, a list of [N, 10] -> logits [N, 10] of their mean, an ensemble."""
-    return np.log(np.maximum(np.mean(probabilities, axis=0), 1e-12))
+def pool(probabilities, weights=None):
+    """Several models' probabilities, a list of M [N, 10] -> logits [N, 10] of their mean, an ensemble.
+
+    `weights` float [M], none negative, equal if not given; only their ratios count. The linear opinion
+    pool (Stone, The Opinion Pool, 1961).
+    """
+    return np.log(np.maximum(np.average(probabilities, axis=0, weights=weights), 1e-12))
 
 
-def _parts(groups):
+def fit_weights(probabilities, labels):
+    """Return weights float [M], 0..1, sum 1, that give the models' `pool` the greatest likelihood.
+
+    `probabilities`, a list of M [N, 10], must be of films that the models were not trained on: stacking
+    (Wolpert, 1992), by likelihood as in Smyth and Wolpert, Linearly Combining Density Estimators via
+    Stacking, 1999. The problem is convex, so where it starts does not matter.
+    """
+    from scipy.optimize import minimize
+
+    of_label = np.array(probabilities, float)[:, np.arange(len(labels)), labels].clip(1e-12)
+    return minimize(
+        lambda weights: -np.log(weights @ of_label).mean(),
+        np.full(len(of_label), 1 / len(of_label)),
+        jac=lambda weights: -(of_label / (weights @ of_label)).mean(axis=1),
+        method="SLSQP",
+        bounds=[(0, 1)] * len(of_label),
+        constraints={"type": "eq", "fun": lambda weights: weights.sum() - 1},
+        options={"ftol": 1e-12},
+    ).x
+
+
+def parts(groups):
     """Yield boolean masks [N]: each a part of the films, groups kept whole, together all of them."""
     part = np.unique(groups, return_inverse=True)[1] % PARTS
     for p in np.unique(part):
@@ -77,8 +145,23 @@ def calibrate_across_groups(logits, labels, groups):
     So a calibration figure of the result is not flattered by films that chose the temperature.
     """
     probabilities = np.empty(logits.shape)
-    for here in _parts(groups):
+    for here in parts(groups):
         probabilities[here] = softmax(logits[here], fit_temperature(logits[~here], labels[~here]))
+    return probabilities
+
+
+def pool_across_groups(logits, labels, groups, weigh=fit_weights):
+    """Models' logits, a list of M [N, 10] -> probabilities [N, 10] of their pool, fitted across groups.
+
+    All that a film's answer needs is fitted on the other groups' films alone: the models' temperatures,
+    their weights by `weigh(probabilities, labels)`, and the pool's temperature, as a pool of calibrated
+    models is too humble (Ranjan and Gneiting, Combining Probability Forecasts, 2010).
+    """
+    probabilities = np.empty(logits[0].shape)
+    for here in parts(groups):
+        members = [softmax(some, fit_temperature(some[~here], labels[~here])) for some in logits]
+        pooled = pool(members, weigh([member[~here] for member in members], labels[~here]))
+        probabilities[here] = softmax(pooled[here], fit_temperature(pooled[~here], labels[~here]))
     return probabilities
 
 
@@ -92,7 +175,7 @@ def conformal_sets(probabilities, labels, groups, level=0.9):
     """
     of_label = probabilities[np.arange(len(labels)), labels]
     covered, size = np.empty(len(labels)), np.empty(len(labels))
-    for here in _parts(groups):
+    for here in parts(groups):
         threshold = _conformal_threshold(of_label[~here], level)
         covered[here] = of_label[here] >= threshold
         size[here] = (probabilities[here] >= threshold).sum(axis=1)
@@ -139,6 +222,24 @@ def mean_with_interval(values, groups):
     draws = [values[films].mean() for films in _resamples(groups, RESAMPLES)]
     low, high = _interval(draws)
     return {"value": _round(values.mean()), "low": _round(low), "high": _round(high)}
+
+
+def paired_difference(probabilities, others, labels, groups):
+    """Return a JSON-ready dict: accuracy and negative log-likelihood of `probabilities` minus `others`'.
+
+    Paired on the same films, with 95 % bootstrap intervals over groups: one that holds 0 shows no
+    difference.
+    """
+
+    def scores(some):
+        of_label = some[np.arange(len(labels)), labels]
+        return (some.argmax(axis=1) == labels).astype(float), -np.log(np.maximum(of_label, 1e-12))
+
+    names = ("accuracy", "negative_log_likelihood")
+    return {
+        name: mean_with_interval(ours - theirs, groups)
+        for name, ours, theirs in zip(names, scores(probabilities), scores(others), strict=True)
+    }
 
 
 def _resamples(groups, resamples, seed=0):

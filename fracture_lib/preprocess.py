@@ -1,6 +1,6 @@
 """From any picture to the 128x128 array that all models read. The only such path.
 
-    path, bytes, Pillow image or array -> read_film -> [H, W] grey -> letterbox -> [128, 128]
+    path, bytes, Pillow image or array -> read_film -> Film, grey [H, W] -> preprocess -> [128, 128]
 
 Training, evaluation, the command line and the page call `preprocess`; nothing else resizes or
 scales a film.
@@ -8,14 +8,16 @@ scales a film.
 
 import io
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from fracture_lib.dicom import is_dicom, read_dicom
 from fracture_lib.errors import InvalidImage
 
-__all__ = ["INPUT_SIZE", "PREPROCESSOR_CONFIG", "preprocess", "read_film"]
+__all__ = ["INPUT_SIZE", "PREPROCESSOR_CONFIG", "Film", "placement", "preprocess", "read_film"]
 
 INPUT_SIZE = 128
 MIN_SIDE = 16  # the smallest film of the training data has 58 pixels on its short side
@@ -34,45 +36,71 @@ PREPROCESSOR_CONFIG = {
 }
 
 
+@dataclass(frozen=True)
+class Film:
+    """A film as read."""
+
+    pixels: np.ndarray  # grey float32 [H, W] at full size, the darkest value 0 and the brightest 1
+    colour: float = 0.0  # mean distance between a pixel's largest and smallest channel, 0..1
+    modality: str | None = None  # of a DICOM file, such as "DX" or "CT"
+    notices: tuple[str, ...] = ()  # sentences about what reading left out
+
+
 def preprocess(source):
     """Return the model input of one film: float32 [128, 128] in 0..1, black where padded.
 
-    `source` is anything that `read_film` takes. The film is scaled to fit with its aspect kept
-    and centred. Raises InvalidImage.
+    `source` is a Film or anything that `read_film` takes. The film is scaled to fit with its aspect
+    kept and centred. Raises InvalidImage.
     """
-    film = Image.fromarray(read_film(source))
-    scale = INPUT_SIZE / max(film.size)
-    width, height = (max(1, round(side * scale)) for side in film.size)
+    film = source if isinstance(source, Film) else read_film(source)
+    rows, columns = placement(film.pixels.shape)
+    size = (columns.stop - columns.start, rows.stop - rows.start)
     # Pillow's bilinear filter widens when it shrinks a picture, so fine lines do not alias.
-    film = np.asarray(film.resize((width, height), Image.Resampling.BILINEAR))
-    top, left = (INPUT_SIZE - height) // 2, (INPUT_SIZE - width) // 2
+    scaled = np.asarray(Image.fromarray(film.pixels).resize(size, Image.Resampling.BILINEAR))
     pixels = np.zeros((INPUT_SIZE, INPUT_SIZE), np.float32)
-    pixels[top : top + height, left : left + width] = np.clip(film, 0, 1)
+    pixels[rows, columns] = np.clip(scaled, 0, 1)
     return pixels
 
 
-def read_film(source):
-    """Return a film at full size: grey float32 [H, W], its darkest value 0 and its brightest 1.
+def placement(shape):
+    """Shape (H, W) of a film -> slices of rows and columns that it fills in the model input."""
+    scale, slices = INPUT_SIZE / max(shape), []
+    for side in shape:
+        length = max(1, round(side * scale))
+        start = (INPUT_SIZE - length) // 2
+        slices.append(slice(start, start + length))
+    return tuple(slices)
 
-    `source` is a path, the bytes of a file, a Pillow image, or an array [H, W] or [H, W, C] with
-    1 to 4 channels (grey, grey + alpha, RGB, RGBA) of integers or floats. EXIF orientation is
-    applied and alpha laid over black. Scaling by the film's own range gives a 16-bit film the
-    same input as its 8-bit copy, whichever part of the 16 bits it uses, and clips nothing.
+
+def read_film(source):
+    """Return the Film in `source`, at full size.
+
+    `source` is a path or the bytes of a file (a picture or DICOM), a Pillow image, or an array
+    [H, W] or [H, W, C] with 1 to 4 channels (grey, grey + alpha, RGB, RGBA) of integers or floats.
+    EXIF orientation is applied and alpha laid over black. Scaling by the film's own range gives a
+    16-bit film the same input as its 8-bit copy, whichever part of the 16 bits it uses, and clips
+    nothing.
 
     Raises InvalidImage with a sentence that says what is wrong.
     """
+    about = {}
     if isinstance(source, np.ndarray):
         values = source
     elif isinstance(source, Image.Image):
         values = _decode(source)
     elif isinstance(source, (str, os.PathLike, bytes, bytearray)):
-        with _open(_read_bytes(source)) as image:
-            values = _decode(image)
+        data = _read_bytes(source)
+        if is_dicom(data):
+            values, about = read_dicom(data, MAX_PIXELS)
+        else:
+            with _open(data) as image:
+                values = _decode(image)
     else:
         raise InvalidImage(
             f"A {type(source).__name__} is no picture: give a path, bytes, a Pillow image or an array."
         )
-    return _scale(_grey(values))
+    grey, colour = _grey(values)
+    return Film(_scale(grey), colour, **about)
 
 
 def _read_bytes(source):
@@ -96,7 +124,7 @@ def _open(data):
         if b"<svg" in data[:4096].lower():
             raise InvalidImage("An SVG is a drawing, not a film: save it as PNG.") from error
         raise InvalidImage(
-            f"This is not a picture that can be read: use {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
+            f"This is not a picture that can be read: use DICOM, {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
         ) from error
     except Exception as error:  # a damaged header makes Pillow's readers raise many types
         raise InvalidImage(_DAMAGED) from error
@@ -130,7 +158,7 @@ def _decode(image):
 
 
 def _grey(values):
-    """Array [H, W] or [H, W, C] of numbers -> float32 [H, W]."""
+    """Array [H, W] or [H, W, C] of numbers -> grey float32 [H, W] and its colour, as Film has it."""
     if values.dtype.kind not in "uif":
         raise InvalidImage(f"An array of {values.dtype} is no picture: use integers or floats.")
     if values.ndim == 2:
@@ -148,9 +176,15 @@ def _grey(values):
         raise InvalidImage("The picture holds NaN or infinite values: replace them first.")
     opaque = np.iinfo(values.dtype).max if values.dtype.kind in "ui" else 1.0
     values = values.astype(np.float32)
-    # ITU-R 601 luma, as Pillow's own conversion to grey
-    grey = values[..., :3] @ np.float32([0.299, 0.587, 0.114]) if channels > 2 else values[..., 0]
-    return grey * (values[..., -1] / np.float32(opaque)) if channels in (2, 4) else grey
+    grey, colour = values[..., 0], 0.0
+    if channels > 2:
+        rgb = values[..., :3]
+        # ITU-R 601 luma, as Pillow's own conversion to grey
+        grey = rgb @ np.float32([0.299, 0.587, 0.114])
+        colour = float(np.ptp(rgb, axis=-1).mean() / max(np.ptp(rgb), 1e-12))
+    if channels in (2, 4):
+        grey = grey * (values[..., -1] / np.float32(opaque))
+    return grey, colour
 
 
 def _scale(grey):

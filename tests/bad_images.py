@@ -47,6 +47,7 @@ BAD_FILES = {
     ),
     "drawing.svg": (b'<svg xmlns="http://www.w3.org/2000/svg" width="99" height="99"/>', "SVG"),
     "cmyk.jpg": (saved(_film.convert("CMYK"), "JPEG"), "CMYK"),
+    "report.dcm": (bytes(128) + b"DICM", "no picture"),
     "flat.png": (saved(Image.new("L", (64, 64), 90), "PNG"), "flat tone"),
 }
 

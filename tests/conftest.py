@@ -1,4 +1,12 @@
-"""Films for all tests: drawn, so the suite needs no radiograph and no network."""
+"""Films for all tests: drawn, so the suite needs no radiograph and no network. And the running app."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,3 +44,39 @@ def pixels():
     from fracture_lib import preprocess
 
     return np.stack([preprocess(draw_film(c.label)) for c in CLASSES])[:, None]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--screenshots", metavar="DIR", help="where the README's screenshots are written")
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory):
+    """URL of `python app.py` in a process of its own, whose log must hold no traceback at the end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("log") / "app.txt"
+    with log.open("w") as out:
+        app = subprocess.Popen(
+            [sys.executable, "app.py"],
+            cwd=Path(__file__).parent.parent,
+            env={**os.environ, "GRADIO_SERVER_PORT": str(port)},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(url, timeout=5).close()
+                break
+            except OSError:
+                assert app.poll() is None and time.monotonic() < deadline, log.read_text()
+                time.sleep(0.2)
+        yield url
+    finally:
+        app.terminate()
+        app.wait()
+    assert "Traceback" not in log.read_text()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn import metrics as sk
 
 from fracture_lib.metrics import (
@@ -10,8 +11,12 @@ from fracture_lib.metrics import (
     conformal_sets,
     expected_calibration_error,
     fit_temperature,
+    fit_weights,
     mean_with_interval,
+    paired_difference,
     pool,
+    pool_across_groups,
+    reliability,
     report,
     selective,
     softmax,
@@ -126,6 +131,56 @@ def test_the_pool_of_models_is_their_mean(drawn):
     p = softmax(drawn[0])
     other = np.roll(p, 1, axis=1)
     np.testing.assert_allclose(softmax(pool([p, other])), (p + other) / 2)
+    np.testing.assert_allclose(softmax(pool([p, other], [6, 2])), 0.75 * p + 0.25 * other)
+
+
+def test_fitted_weights_find_the_mixture_that_drew_the_labels_and_drop_a_useless_member():
+    rng = np.random.default_rng(2)
+    one, two, useless = (softmax(2 * rng.normal(size=(5000, 10))) for _ in range(3))
+    labels = np.array([rng.choice(10, p=p) for p in 0.7 * one + 0.3 * two])
+    weights = fit_weights([one, two, useless], labels)
+    assert weights.sum() == pytest.approx(1)
+    assert weights == pytest.approx([0.7, 0.3, 0], abs=0.05)
+
+
+def test_no_film_of_a_part_has_a_say_in_how_its_part_is_pooled(drawn):
+    """Five parts of the groups, dealt out in turn: the labels of one do not change its answers."""
+    logits, labels, groups = drawn
+    other = np.random.default_rng(3).normal(size=logits.shape)
+    part = groups % 5 == 0
+    shuffled = np.where(part, (labels + 1) % 10, labels)
+    before, after = (pool_across_groups([logits, other], some, groups) for some in (labels, shuffled))
+    np.testing.assert_array_equal(before[part], after[part])
+    assert (before[~part] != after[~part]).any()
+    np.testing.assert_allclose(before.sum(axis=1), 1)
+
+
+def test_a_paired_difference_is_narrower_than_its_parts_and_nothing_against_itself(drawn):
+    logits, labels, groups = drawn
+    p, q = softmax(logits), softmax(logits + np.random.default_rng(4).normal(0, 0.2, logits.shape))
+    nothing = {"value": 0, "low": 0, "high": 0}
+    assert paired_difference(p, p, labels, groups) == dict.fromkeys(
+        ("accuracy", "negative_log_likelihood"), nothing
+    )
+    found, alone = paired_difference(p, q, labels, groups), report(p, labels, groups)["metrics"]
+    for name, metric in found.items():
+        expected = [report(some, labels, groups, resamples=2)["metrics"][name]["value"] for some in (p, q)]
+        assert metric["value"] == pytest.approx(expected[0] - expected[1], abs=2e-4)
+        assert metric["high"] - metric["low"] < 0.7 * (alone[name]["high"] - alone[name]["low"])
+
+
+def test_reliability_bins_hold_every_film_and_add_up_to_the_calibration_error(drawn):
+    logits, labels, groups = drawn
+    p = softmax(2 * logits)
+    bins = reliability(p, labels, np.arange(400))
+    assert sum(b["n"] for b in bins) == 400
+    gap = sum(b["n"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / 400
+    assert gap == pytest.approx(expected_calibration_error(p, labels), abs=1e-4)
+    for b in bins:
+        interval = binomtest(round(b["accuracy"] * b["n"]), b["n"]).proportion_ci(method="wilson")
+        assert (b["low"], b["high"]) == pytest.approx(interval, abs=2e-4)
+    for b, grouped in zip(bins, reliability(p, labels, groups), strict=True):
+        assert grouped["low"] <= b["low"] and b["high"] <= grouped["high"]
 
 
 def test_a_mean_has_an_interval_that_widens_with_groups():

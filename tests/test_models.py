@@ -7,11 +7,13 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 import fracture_lib
 from fracture_lib import CLASSES, FractureError, InvalidModel, ModelUnavailable, UnknownLabel, load
 from fracture_lib.cards import WITHHELD, percent, results_table
 from fracture_lib.ensemble import measure_ensemble
+from fracture_lib.evaluation import out_of_fold_report
 from fracture_lib.hub import BUNDLE
 from fracture_lib.preprocess import PREPROCESSOR_CONFIG
 from fracture_lib.robustness import CHANGES
@@ -141,6 +143,13 @@ def test_storing_the_weights_changed_little_and_robustness_was_measured(name):
     assert set(evaluation["robustness"]) == set(CHANGES)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_bundled_figures_are_what_the_out_of_fold_logits_give_again(name):
+    arrays = load_file(BUNDLE / name / "out_of_fold.safetensors")
+    measured = out_of_fold_report(arrays["logits"], arrays["labels"], arrays["groups"])
+    assert {**evaluation_of(name), **json.loads(json.dumps(measured))} == evaluation_of(name)
+
+
 def test_the_bundled_ensemble_is_what_its_members_measured_together(tmp_path):
     measured = measure_ensemble([BUNDLE / name for name in NAMES], tmp_path)
     assert measured == {**evaluation_of("ensemble"), "test": None}
@@ -159,10 +168,13 @@ def test_the_readme_holds_the_table_of_results():
     assert results_table(BUNDLE) in (BUNDLE.parents[1] / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_ensemble_is_the_calibrated_mean_of_the_models(loaded, pixels):
-    ensemble = load("ensemble")
-    mean = np.mean([loaded[name, "onnx"].probabilities(pixels) for name in NAMES], axis=0)
-    cooled = mean ** (1 / evaluation_of("ensemble")["temperature"])
+def test_the_ensemble_is_the_calibrated_weighted_mean_of_the_models(loaded, pixels):
+    ensemble, evaluation = load("ensemble"), evaluation_of("ensemble")
+    weights = np.array([evaluation["weights"][name] for name in NAMES])
+    assert weights.sum() == pytest.approx(1, abs=2e-4) and (weights > 0).all()
+    members = [loaded[name, "onnx"].probabilities(pixels) for name in NAMES]
+    mean = np.tensordot(weights / weights.sum(), members, axes=1)
+    cooled = mean ** (1 / evaluation["temperature"])
     expected = cooled / cooled.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(ensemble.probabilities(pixels), expected, atol=1e-6)
     assert str(ensemble.source) == "bundled with the app"

@@ -132,6 +132,8 @@ def test_the_ensemble_is_measured_on_the_films_that_its_members_left_out(trained
     assert json.loads((tmp_path / "evaluation.json").read_text()) == together
     assert together["n"] == alone["n"] and together["members"] == [alone["model"]] * 2
     assert together["confusion_matrix"] == alone["confusion_matrix"], "twice the same model is that model"
+    assert together["weights"] == {alone["model"]: 0.5}
+    assert together["minus_equal_weights"]["accuracy"] == {"value": 0, "low": 0, "high": 0}
 
 
 def test_an_ensemble_of_unlike_or_unmeasured_members_is_refused(trained, tmp_path):

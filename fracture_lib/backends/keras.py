@@ -19,9 +19,10 @@ import keras
 from keras import layers
 from safetensors import safe_open
 
-from fracture_lib.backends.onnx import INPUT, finish_export
+from fracture_lib.backends.onnx import INPUT, OUTPUTS, finish_export
 from fracture_lib.errors import InvalidModel
 from fracture_lib.labels import CLASSES
+from fracture_lib.maps import Head, write_head
 from fracture_lib.preprocess import INPUT_SIZE
 
 __all__ = ["Learner", "load", "load_pretrained", "resnet50", "three_block_cnn"]
@@ -142,13 +143,22 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean, standard devi
 
 
 def load(folder):
-    """Return the logits function of a model folder. Raises InvalidModel."""
+    """Return the forward function of a model folder, as `backends.onnx.load`. Raises InvalidModel."""
     try:
         model = keras.saving.load_model(folder / WEIGHTS, compile=False, safe_mode=True)
     except (OSError, ValueError, TypeError) as error:
         raise InvalidModel(f"{folder.name}/{WEIGHTS} cannot be loaded: {error}") from error
-    model = keras.Model(model.input, model.get_layer("logits").output)
-    return lambda pixels: np.asarray(model.predict_on_batch(_channels_last(pixels)))
+    both = _logits_and_features(model)
+
+    def forward(pixels):
+        logits, feature_map = map(np.asarray, both.predict_on_batch(_channels_last(pixels)))
+        return logits, feature_map.transpose(0, 3, 1, 2)
+
+    return forward
+
+
+def _logits_and_features(model):
+    return keras.Model(model.input, [model.get_layer(name).output for name in OUTPUTS])
 
 
 def _channels_last(pixels):
@@ -176,6 +186,14 @@ def _round_to_half(model):
         elif isinstance(layer, layers.Dense):
             kernel, bias = layer.get_weights()
             layer.set_weights([_as_half(kernel), bias])
+
+
+def _head(model, half):
+    """The dense layers as `fracture_lib.maps.Head`, kernels of float16 with `half`."""
+    hidden, logits = (layer.get_weights() for layer in model.layers if isinstance(layer, layers.Dense))
+    slopes = [layer.negative_slope for layer in model.layers if isinstance(layer, layers.LeakyReLU)]
+    arrays = [*hidden, *logits, np.float32([slopes[-1] if slopes else 0])]
+    return Head(*(a.astype(np.float16) if half and a.ndim == 2 else a for a in arrays))
 
 
 def _as_half(kernel):
@@ -215,9 +233,8 @@ def _compress(path):
 
 def _export_onnx(model, path, half):
     """Write the graph that `fracture_lib.backends.onnx` describes: channels first, two outputs."""
-    both = keras.Model(model.input, [model.get_layer("logits").output, model.get_layer("feature_map").output])
     pixels = keras.Input((1, INPUT_SIZE, INPUT_SIZE), name=INPUT)
-    logits, feature_map = both(layers.Reshape((INPUT_SIZE, INPUT_SIZE, 1))(pixels))
+    logits, feature_map = _logits_and_features(model)(layers.Reshape((INPUT_SIZE, INPUT_SIZE, 1))(pixels))
     graph = keras.Model(pixels, [logits, layers.Permute((3, 1, 2))(feature_map)])
     graph.predict_on_batch(np.zeros((1, 1, INPUT_SIZE, INPUT_SIZE), np.float32))  # builds it
     graph.export(path, format="onnx", verbose=False)
@@ -315,4 +332,5 @@ class Learner:
         self.model.save(folder / WEIGHTS)
         if half:
             _compress(folder / WEIGHTS)
+        write_head(folder, _head(self.model, half))
         _export_onnx(self.model, folder / "model.onnx", half)

@@ -1,9 +1,8 @@
 """ONNX Runtime: serves every model, whatever it was trained with.
 
 All exported graphs have one signature: input `pixel_values` [N, 1, 128, 128]; outputs `logits`
-[N, 10] and `feature_map` [N, C, h, w], the last convolutional features, from which class
-activation maps can be computed without a second pass. An output that is not asked for costs
-nothing.
+[N, 10] and `feature_map` [N, C, h, w], the last convolutional features, from which `fracture_lib.maps`
+computes class activation maps without a second pass.
 """
 
 import numpy as np
@@ -18,19 +17,24 @@ OUTPUTS = ("logits", "feature_map")
 
 
 def load(folder):
-    """Return the logits function of `folder/model.onnx`. Raises InvalidModel."""
+    """Return the forward function of `folder/model.onnx`. Raises InvalidModel.
+
+    As in every backend it takes float32 [N, 1, 128, 128] and returns logits float32 [N, 10] and the
+    feature map float32 [N, C, h, w].
+    """
     path = folder / "model.onnx"
     if not path.exists():
         raise InvalidModel(f"{folder.name} has no model.onnx: export the model again.")
+    options = onnxruntime.SessionOptions()
+    # Two threads wait for each other: where other work wants the cores, one answers ten times sooner,
+    # and two visitors at once still use both.
+    options.intra_op_num_threads = 1
     try:
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions share no public base
         raise InvalidModel(f"{folder.name}/model.onnx cannot be read: {error}") from error
 
-    def logits(pixels):
-        return session.run(["logits"], {INPUT: pixels})[0]
-
-    return logits
+    return lambda pixels: session.run(OUTPUTS, {INPUT: pixels})
 
 
 def finish_export(path, half=False):

@@ -10,6 +10,7 @@ from fracture_lib.backends.onnx import INPUT, OUTPUTS, finish_export
 from fracture_lib.config import read_config
 from fracture_lib.errors import InvalidModel
 from fracture_lib.labels import CLASSES
+from fracture_lib.maps import Head, write_head
 from fracture_lib.preprocess import INPUT_SIZE
 
 __all__ = ["Learner", "ThreeBlockCNN", "load"]
@@ -62,22 +63,22 @@ def _build(architecture):
     return _FAMILIES[options.pop("family")](**options)
 
 
-def _logits(model, pixels):
-    """float32 array [N, 1, 128, 128] -> float32 array [N, 10], dropout off."""
+def _forward(model, pixels):
+    """float32 array [N, 1, 128, 128] -> logits [N, 10] and feature map [N, C, h, w], dropout off."""
     model.eval()
     device = next(model.parameters()).device
     with torch.inference_mode():
-        return model(torch.from_numpy(pixels).to(device))[0].float().cpu().numpy()
+        return [output.float().cpu().numpy() for output in model(torch.from_numpy(pixels).to(device))]
 
 
 def load(folder):
-    """Return the logits function of a model folder. Raises InvalidModel."""
+    """Return the forward function of a model folder, as `backends.onnx.load`. Raises InvalidModel."""
     model = _build(read_config(folder)["architecture"])
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise InvalidModel(f"{folder.name}/{WEIGHTS} cannot be loaded: {error}") from error
-    return lambda pixels: _logits(model, pixels)
+    return lambda pixels: _forward(model, pixels)
 
 
 class Muon(torch.optim.Optimizer):
@@ -152,7 +153,7 @@ class Learner:
         return loss.item()
 
     def logits(self, features):
-        return _logits(self.model, features)
+        return _forward(self.model, features)[0]
 
     def get_weights(self):
         return [tensor.cpu().numpy().copy() for tensor in self.model.state_dict().values()]
@@ -185,6 +186,10 @@ class Learner:
         """Write the native weights and the ONNX graph of the current weights."""
         model = self.model.cpu().to(memory_format=torch.contiguous_format).eval()
         save_file(model.state_dict(), folder / WEIGHTS)
+        hidden, activation, _, logits = model.head
+        layers = [array for layer in (hidden, logits) for array in (layer.weight.T, layer.bias)]
+        slope = torch.tensor([activation.negative_slope])
+        write_head(folder, Head(*(array.detach().numpy() for array in (*layers, slope))))
         torch.onnx.export(
             model,
             (torch.zeros(2, 1, INPUT_SIZE, INPUT_SIZE),),
