@@ -16,7 +16,7 @@ from fracture_lib.panel import Panel
 
 EXAMPLES = ("Spiral", "Comminuted", "Hairline", "Greenstick")
 INTRODUCTION = f"""# Fracture type from an X-ray
-Three models and their ensemble each name one of {len(CLASSES)} types of fracture. Upload a film and compare."""
+Three models and their ensemble each name one of {len(CLASSES)} types of fracture. Upload a film, compare."""
 CLEAN = (300, 900)  # seconds: how often uploads are looked at, and the age at which they are deleted
 
 

@@ -15,12 +15,12 @@ __all__ = ["draw_film"]
 def draw_film(label, seed=0, width=240, height=360):
     """Return a schematic film of the class `label`: Pillow image, mode L. Seeds vary its looks."""
     rng = np.random.default_rng((LABEL2ID[label], seed))
-    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
     tilt = rng.uniform(-0.12, 0.12)
     along = 1.15 * y + tilt * x + rng.uniform(-0.05, 0.05)
     centre = tilt * y + rng.uniform(-0.08, 0.08)
     line = along - rng.uniform(-0.2, 0.2)  # 0 where the break crosses the shaft
-    flesh = 0.2 * np.exp(-((x - centre) ** 2) / 0.35)
+    limb = centre + 0.06 * np.sin(2 * y + rng.uniform(0, 6))  # flesh does not follow the break
 
     if label == "Greenstick":
         centre = centre + 0.25 * np.abs(line)
@@ -29,18 +29,40 @@ def draw_film(label, seed=0, width=240, height=360):
     if label == "Oblique":
         centre = centre + 0.08 * (line > x - centre)  # shifted along the slant
 
-    half_width = 0.2 + 0.12 * (np.exp(-(((along - 1) / 0.3) ** 2)) + np.exp(-(((along + 1) / 0.3) ** 2)))
+    half_width = 0.22 + 0.14 * (np.exp(-(((along - 1) / 0.3) ** 2)) + np.exp(-(((along + 1) / 0.3) ** 2)))
     across = (x - centre) / half_width
-    bone = _smooth(1 - np.abs(across), 0.06) * _smooth(1 - np.abs(along), 0.03)
-    film = flesh + bone * (0.4 + 0.32 * np.abs(across) ** 3)  # the cortex is the denser rim
-    film = film * (1 - _gap(label, across, line, rng) * bone)
+    # Rounded ends, and beyond each the end of the neighbouring bone.
+    joint = 0.97 - np.abs(along) - 0.06 * across**2
+    bone = _smooth(1 - np.abs(across), 0.12) * _smooth(np.abs(joint) - 0.025, 0.05)
+    # The marrow is a hollow in the shaft and a mesh in the ends; the cortex is the denser rim.
+    ends = _smooth(np.abs(along) - 0.45, 0.4)
+    cortex = np.abs(across) ** 4 * (1 - 0.6 * ends)
+    mesh = _grain(rng, width, height, 3) * (0.015 + 0.03 * ends)
+    density = bone * (0.2 + 0.12 * ends + 0.34 * cortex + mesh)
+    density = density * (1 - _gap(label, across, line, rng) * bone)
     if label == "Impacted":
-        film = film + 0.25 * bone * np.exp(-((line / 0.07) ** 2))
+        density = density + 0.25 * bone * np.exp(-((line / 0.07) ** 2))
     if label == "Avulsion":
         chip = ((x - centre - 0.42) / 0.07) ** 2 + ((along - 0.72) / 0.09) ** 2
-        film = film + 0.5 * _smooth(1 - chip, 0.3)
-    film = film + rng.normal(0, 0.012, film.shape)
+        density = density + 0.4 * _smooth(1 - chip, 0.3)
+
+    # Rays cross a round limb on chords, so flesh is brightest in its middle; muscle makes it uneven.
+    chord = np.sqrt(np.clip(1 - ((x - limb) / rng.uniform(0.66, 0.8)) ** 2, 0, 1))
+    flesh = chord * (rng.uniform(0.26, 0.38) + 0.05 * _grain(rng, width, height, max(height // 6, 8)))
+    film = 0.05 + flesh + density
+    film = film * (1 + rng.uniform(-0.15, 0.15) * x + rng.uniform(-0.2, 0.2) * y)  # uneven exposure
+    edge_x, edge_y = rng.uniform(0.93, 1.02, 2)
+    field = _smooth(edge_x - np.abs(x), 0.02) * _smooth(edge_y - np.abs(y), 0.015)
+    film = film * (0.2 + 0.8 * field)  # some rays scatter into the collimator's shadow
+    film = film + 0.008 * _grain(rng, width, height, 2) + rng.normal(0, 0.008, film.shape)
     return Image.fromarray(np.uint8(255 * np.clip(film, 0, 1)))
+
+
+def _grain(rng, width, height, size):
+    """Noise of unit variance, float32 [height, width], whose blobs are about `size` pixels wide."""
+    coarse = rng.normal(size=(height // size + 2, width // size + 2)).astype(np.float32)
+    grain = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+    return grain / grain.std()
 
 
 def _gap(label, across, line, rng):
@@ -50,7 +72,7 @@ def _gap(label, across, line, rng):
     if label == "Greenstick":
         return 0.9 * _stroke(line, 0.02) * (across < 0.1)
     if label == "Oblique":
-        return 0.9 * _stroke(line - 0.2 * across, 0.03)
+        return 0.8 * _stroke(line - 0.2 * across, 0.026)
     if label == "Spiral":
         return 0.85 * _stroke(line - 0.3 * np.sin(1.5 * across), 0.02)
     if label == "Longitudinal":

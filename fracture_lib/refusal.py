@@ -24,7 +24,6 @@ __all__ = ["Verdict", "fit", "judge"]
 FOLDER = BUNDLE / "refusal"
 KNOWN = "known_films.safetensors"
 NEIGHBOUR = 5
-DIRECTIONS = 128  # of the features' 2048: the rest of a known film is next to nothing
 FALSE_REFUSAL = {"distance": 0.025, "colour": 0.005}  # the share of known films beyond each threshold
 # DICOM's terms for projection radiographs, and for what may be one.
 RADIOGRAPHS = {None, "CR", "DX", "DG", "IO", "OT", "PX", "RF", "RG", "XA"}
@@ -45,8 +44,8 @@ class Verdict:
 
 def judge(film, features):
     """Return the Verdict on a Film and its feature map float32 [2048, h, w] of the bundled resnet50."""
-    films, directions, limits = _known()
-    distance = float(_distances(_pooled(features[None]), films, directions)[0])
+    films, limits = _known()
+    distance = float(_distances(_pooled(features[None]), films)[0])
     reason = ""
     if film.modality not in RADIOGRAPHS:
         reason = f"The DICOM file says that it is {film.modality}, not a radiograph."
@@ -59,9 +58,8 @@ def judge(film, features):
 
 @cache
 def _known():
-    arrays = load_file(FOLDER / KNOWN)
     limits = read_json(FOLDER / "evaluation.json")["thresholds"]
-    return arrays["films"].astype(np.float32), arrays["directions"].astype(np.float32), limits
+    return load_file(FOLDER / KNOWN)["films"].astype(np.float32), limits
 
 
 def _pooled(features):
@@ -70,15 +68,9 @@ def _pooled(features):
     return pooled / np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
 
 
-def _fit(vectors):
-    """Unit vectors [N, C] -> (coordinates [N, D], directions [D, C]) in their main directions."""
-    directions = np.linalg.svd(vectors, full_matrices=False)[2][:DIRECTIONS]
-    return vectors @ directions.T, directions
-
-
-def _distances(vectors, films, directions):
-    similarity = vectors @ directions.T @ films.T  # what lies outside the directions is like no film
-    return 1 - np.sort(similarity, axis=1)[:, -min(NEIGHBOUR, len(films))]
+def _distances(vectors, films):
+    """Unit vectors [N, C] and those of the films they are held against [M, C] -> distances [N]."""
+    return 1 - np.sort(vectors @ films.T, axis=1)[:, -min(NEIGHBOUR, len(films))]
 
 
 def fit(films, others, features, folder=FOLDER):
@@ -95,21 +87,20 @@ def fit(films, others, features, folder=FOLDER):
     vectors, colour = _look(films.paths, features)
     distance = np.empty(len(vectors))
     for here in parts(films.groups):
-        distance[here] = _distances(vectors[here], *_fit(vectors[~here]))
+        distance[here] = _distances(vectors[here], vectors[~here])
     refused = np.empty(len(vectors))
     for here in parts(films.groups):
         limits = _thresholds(distance[~here], colour[~here])
         refused[here] = _beyond(distance[here], colour[here], limits)
     limits = _thresholds(distance, colour)
-    known, directions = _fit(vectors)
     detection = {}
     for kind, paths in kinds.items():
         seen, shade = _look(paths, features, skip_unreadable=True)
-        found = int(_beyond(_distances(seen, known, directions), shade, limits).sum())
+        found = int(_beyond(_distances(seen, vectors), shade, limits).sum())
         found += len(paths) - len(seen)  # the reader has refused those
         share = found / len(paths)
-        low, high = wilson(share, len(paths))
-        detection[kind] = {"n": len(paths), "value": share, "low": low, "high": high}
+        interval = zip(("value", "low", "high"), (share, *wilson(share, len(paths))), strict=True)
+        detection[kind] = {"n": len(paths), **{name: round(float(v), 4) for name, v in interval}}
     report = {
         "protocol": "fitted on films only; a film's distance and thresholds are those of other groups. The "
         "last stage of ResNet50 has seen these films, so new ones may be refused a little more often.",
@@ -120,8 +111,7 @@ def fit(films, others, features, folder=FOLDER):
         "detection": detection,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {"films": known, "directions": directions}
-    save_file({k: np.ascontiguousarray(v.astype(np.float16)) for k, v in arrays.items()}, folder / KNOWN)
+    save_file({"films": vectors.astype(np.float16)}, folder / KNOWN)
     write_json(folder / "evaluation.json", report)
     return report
 

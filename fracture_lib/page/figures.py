@@ -62,6 +62,7 @@ def confusion_matrix(evaluation):
         ],
         hoverinfo="text",
         zmin=0,
+        zmax=max(map(max, shares)),
         colorscale="Cividis",
         xgap=1,
         ygap=1,
