@@ -83,7 +83,7 @@ def build(panel):
         film = gr.File(label="film")
         films = gr.File(label="films", file_count="multiple")
         model = gr.Dropdown(list(EVERYONE), value=ENSEMBLE, label="model")
-        top_k = gr.Number(3, label="top_k", precision=0, minimum=1, maximum=len(CLASSES))
+        top_k = gr.Number(3, label="top_k", precision=0)
         anyway = gr.Checkbox(False, label="anyway")
         verbs = {
             predict: [film, model, top_k, anyway],
