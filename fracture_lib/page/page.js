@@ -22,17 +22,19 @@
     table.tBodies[0].append(...rows);
   });
 
-  // A film pasted anywhere on the page goes where a dropped one would.
-  document.addEventListener("paste", (event) => {
-    if (!event.clipboardData?.files.length) return;
-    const box = [...document.querySelectorAll(".films-in")].find((e) => e.offsetParent);
-    const zone = box?.querySelector("button[aria-dropeffect], button:has(input), [data-testid='file-upload'], input[type=file]");
-    const input = box?.querySelector("input[type=file]");
-    if (!input) return;
+  // A film pasted anywhere on the page goes where a dropped one would, in place of what is there.
+  document.addEventListener("paste", async (event) => {
+    const box = [...document.querySelectorAll(".films-in")].find((element) => element.offsetParent);
+    if (!box || !event.clipboardData?.files.length) return;
+    event.preventDefault();
     const transfer = new DataTransfer();
     for (const file of event.clipboardData.files) transfer.items.add(file);
+    box.querySelector("[aria-label=Clear]")?.click();
+    let input = null;
+    for (let tries = 0; tries < 50 && !(input = box.querySelector("input[type=file]")); tries++)
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    if (!input) return;
     input.files = transfer.files;
     input.dispatchEvent(new Event("change", { bubbles: true }));
-    event.preventDefault();
   });
 }
