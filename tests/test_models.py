@@ -52,13 +52,13 @@ def test_native_and_onnx_agree(loaded, pixels, name):
 def test_all_models_get_byte_identical_input(loaded, film, monkeypatch):
     received = set()
     for classifier in loaded.values():
-        logits = classifier._logits
+        forward = classifier._forward
 
-        def spy(pixels, logits=logits):
+        def spy(pixels, forward=forward):
             received.add((pixels.dtype.str, pixels.shape, pixels.tobytes()))
-            return logits(pixels)
+            return forward(pixels)
 
-        monkeypatch.setattr(classifier, "_logits", spy)
+        monkeypatch.setattr(classifier, "_forward", spy)
         classifier.predict(film)
     assert len(received) == 1
 
@@ -97,6 +97,7 @@ def test_the_bundle_is_laid_out_like_a_hub_repository(name):
         "config.json",
         "preprocessor_config.json",
         "evaluation.json",
+        "head.safetensors",
         "out_of_fold.safetensors",
         "README.md",
         "model.onnx",
@@ -220,7 +221,7 @@ def test_a_folder_is_a_model_too(copied, film):
     assert prediction.scores == load("pytorch-cnn").predict(film).scores
 
 
-@pytest.mark.parametrize("missing", ["config.json", "preprocessor_config.json", "model.onnx"])
+@pytest.mark.parametrize("missing", ["config.json", "preprocessor_config.json", "model.onnx", "head.safetensors"])
 def test_an_incomplete_folder_names_what_it_lacks(copied, missing):
     (copied / missing).unlink()
     with pytest.raises(InvalidModel, match=missing):
