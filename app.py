@@ -17,6 +17,14 @@ from fracture_lib.panel import Panel
 EXAMPLES = ("Spiral", "Comminuted", "Hairline", "Greenstick")
 INTRODUCTION = f"""# Fracture type from an X-ray
 Three models and their ensemble each name one of {len(CLASSES)} types of fracture. Upload a film, compare."""
+# Gradio's own greys and orange are too faint on white for WCAG's contrast of 4.5 to 1.
+THEME = gr.themes.Default(primary_hue="blue").set(
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_dark="*primary_600",
+    color_accent="*primary_600",
+)
 CLEAN = (300, 900)  # seconds: how often uploads are looked at, and the age at which they are deleted
 
 
@@ -51,6 +59,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="drawn-films-") as folder:
         page = build_page(panel, draw_examples(Path(folder)))
         page.queue(max_size=32).launch(
+            theme=THEME,
             css=views.CSS,
             js=views.JS,
             ssr_mode=False,

@@ -221,7 +221,9 @@ def test_a_folder_is_a_model_too(copied, film):
     assert prediction.scores == load("pytorch-cnn").predict(film).scores
 
 
-@pytest.mark.parametrize("missing", ["config.json", "preprocessor_config.json", "model.onnx", "head.safetensors"])
+@pytest.mark.parametrize(
+    "missing", ["config.json", "preprocessor_config.json", "model.onnx", "head.safetensors"]
+)
 def test_an_incomplete_folder_names_what_it_lacks(copied, missing):
     (copied / missing).unlink()
     with pytest.raises(InvalidModel, match=missing):
