@@ -59,6 +59,7 @@ class Panel:
 
     def __init__(self, runtime="onnx"):
         self.runtime = runtime
+        self.ready = False  # whether `load_all` has been through
         self._loaded = {}
         self._lock = Lock()
 
@@ -84,15 +85,12 @@ class Panel:
                 self._loaded[name] = load(name, self.runtime)
         return self._loaded[name]
 
-    @property
-    def ready(self):
-        return self._loaded.keys() >= set(EVERYONE)
-
     def load_all(self):
         """Load every model that can be loaded; one that cannot says so when it is asked."""
         for name in EVERYONE:
             with suppress(FractureError):
                 self.classifier(name)
+        self.ready = True
 
     def ask(self, source, names=EVERYONE, name=None, anyway=False):
         """Return the Result of the models `names` on the film in `source`, as `read_film` takes it.

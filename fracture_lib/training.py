@@ -134,7 +134,9 @@ def _save_and_compare(learner, folder, pixels):
     """Save the model; return the largest change in probability, over the films given, that it made."""
     trained = softmax(_logits(learner, _features(learner, pixels)))
     learner.save(folder)
-    return float(np.abs(softmax(_in_chunks(onnx.load(folder), pixels)) - trained).max())
+    forward = onnx.load(folder)
+    exported = _in_chunks(lambda chunk: forward(chunk)[0], pixels)
+    return float(np.abs(softmax(exported) - trained).max())
 
 
 def fit_folds(name, recipe, films, pixels, work, count, held_out, seed, pretrained):

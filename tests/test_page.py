@@ -195,7 +195,7 @@ def test_each_model_has_a_map_with_a_class_and_an_opacity(page):
     expect(caption).to_contain_text(other)
     after = [image.get_attribute("src") for image in overlays.all()]
     assert all(old != new for old, new in zip(before, after, strict=True))
-    page.get_by_label("Opacity of the maps").fill("20")
+    page.locator("#opacity input[type=number]").fill("20")
     expect(overlays.first).to_have_css("opacity", "0.2")
 
 

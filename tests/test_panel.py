@@ -65,10 +65,10 @@ def test_what_is_no_film_is_refused_until_asked_anyway(panel, photograph):
 
 
 def test_a_model_that_cannot_be_loaded_leaves_the_others_answering(film, monkeypatch):
-    def broken(name):
+    def broken(name, runtime):
         if name == "resnet50":
             raise ModelUnavailable("it is gone.")
-        return fracture_lib.load(name)
+        return fracture_lib.load(name, runtime)
 
     monkeypatch.setattr("fracture_lib.panel.load", broken)
     panel = Panel()

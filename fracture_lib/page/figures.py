@@ -100,15 +100,7 @@ def reliability(evaluation):
             "line": {"width": 0},
         },
         cliponaxis=False,
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": [b["high"] - b["accuracy"] for b in bins],
-            "arrayminus": [b["accuracy"] - b["low"] for b in bins],
-            "color": colour,
-            "thickness": 1.5,
-            "width": 3,
-        },
+        error_y=_whiskers([(b["accuracy"], b["low"], b["high"]) for b in bins], colour),
         hovertext=[
             f"{100 * b['confidence']:.1f} % sure on average:<br>"
             f"{percent({**b, 'value': b['accuracy']})} right, {b['n']} films"
@@ -223,15 +215,7 @@ def accuracy_bars(evaluations):
         y=names,
         orientation="h",
         marker={"color": colours, "opacity": 0.45, "line": {"color": colours, "width": 1}},
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": [accuracy["high"] - accuracy["value"] for accuracy in accuracies],
-            "arrayminus": [accuracy["value"] - accuracy["low"] for accuracy in accuracies],
-            "color": GREY,
-            "thickness": 2,
-            "width": 5,
-        },
+        error_x=_whiskers([(a["value"], a["low"], a["high"]) for a in accuracies], GREY),
         hovertext=[
             f"{e['model']}:<br>{percent(accuracy)}, n = {e['n']}"
             for e, accuracy in zip(evaluations, accuracies, strict=True)
@@ -275,6 +259,19 @@ def accuracy_bars(evaluations):
             for name, (x, dash) in levels.items()
         ],
     )
+
+
+def _whiskers(intervals, colour):
+    """[(value, low, high)] -> error bars."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [high - value for value, _, high in intervals],
+        "arrayminus": [value - low for value, low, _ in intervals],
+        "color": colour,
+        "thickness": 1.5,
+        "width": 4,
+    }
 
 
 def _line(dash, **place):

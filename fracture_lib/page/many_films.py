@@ -3,6 +3,7 @@
 import tempfile
 from datetime import date
 from pathlib import Path
+from time import monotonic
 
 import gradio as gr
 
@@ -13,6 +14,7 @@ from fracture_lib.panel import EVERYONE, in_words
 
 __all__ = ["build"]
 
+REDRAW = 0.5  # seconds between two drawings of the table, which is sent whole
 COLUMNS = ["Film", *(views.title(name) for name in EVERYONE), "In words"]
 
 
@@ -40,11 +42,13 @@ def build(panel):
         except FractureError as error:
             yield views.message(str(error), "error"), "", hidden, hidden
             return
-        rows = []
+        rows, drawn = [], 0
         for row in ask_each(panel, films, anyway):
             rows.append(row)
             progress((len(rows), len(films)), unit="films")
-            yield views.message(f"{len(rows)} of {len(films)} films."), _table(rows), hidden, hidden
+            if monotonic() - drawn > REDRAW:
+                yield views.message(f"{len(rows)} of {len(films)} films."), _table(rows), hidden, hidden
+                drawn = monotonic()
         failed = sum(result is None for _, result, _ in rows)
         told = (
             f"{len(rows)} films, {failed} of them not readable."

@@ -16,6 +16,7 @@ __all__ = ["build"]
 ALL = "all"
 CHOICES = [("Compare all", ALL), *((views.title(name), name) for name in EVERYONE)]
 FORMATS = "DICOM, PNG (8 or 16 bits), JPEG, TIFF, BMP, WebP"
+SET_OPACITY = "value => document.documentElement.style.setProperty('--opacity', value / 100)"
 HINT = "Drop a film here, paste one, or pick one of the drawn examples."
 
 
@@ -46,34 +47,52 @@ def build(page, panel, examples):
             pictures = gr.HTML(elem_id="pictures")
             with gr.Column(visible=False) as why:
                 label = gr.Dropdown(list(LABEL2ID), label="Why: the evidence for which class", elem_id="why")
+                opacity = gr.Slider(0, 100, value=60, step=1, label="Opacity of the maps", elem_id="opacity")
                 maps = gr.HTML(elem_id="maps")
 
-    shown = [message, anyway, answers, pictures, why, label, maps, table]
+    shown = [result, pick, message, anyway, answers, table, pictures, why, label, maps]
+
+    # Each function below returns what it changes: values by component.
 
     def names(choice):
         return EVERYONE if choice == ALL else (choice,)
 
-    def show(result, choice, top_k):
-        """All that depends on a Result, as values of `shown`."""
-        told = [views.message(notice) for notice in result.notices]
-        refused = result.verdict.refused
-        if refused:
-            told.insert(0, views.message(result.verdict.sentence, "refused"))
-        predictions = result.predictions
-        lead = predictions.get(ENSEMBLE if choice == ALL else choice) or next(
-            iter(predictions.values()), None
+    def nothing(text, kind="hint"):
+        """No film on show, only a sentence."""
+        hidden = dict.fromkeys([anyway, why], gr.update(visible=False))
+        empty = dict.fromkeys([answers, table, pictures, maps], "")
+        return {result: None, message: views.message(text, kind), **hidden, **empty}
+
+    def show(found, choice, top_k):
+        """All of a Result."""
+        told = [views.message(notice) for notice in found.notices]
+        if found.verdict.refused:
+            told.insert(0, views.message(found.verdict.sentence, "refused"))
+        lead = found.predictions.get(ENSEMBLE if choice == ALL else choice) or next(
+            iter(found.predictions.values()), None
         )
         first = lead.scores[0].label if lead else None
-        return (
-            "".join(told),
-            gr.update(visible=refused and not predictions),
-            views.answers(result, names(choice), top_k, panel.classifier) if not refused or lead else "",
-            views.pictures(result),
-            gr.update(visible=bool(lead)),
-            first,
-            views.maps(result, names(choice), first) if lead else "",
-            compare(predictions) if choice == ALL and lead else "",
-        )
+        return {
+            result: found,
+            message: "".join(told),
+            anyway: gr.update(visible=found.verdict.refused and not lead),
+            pictures: views.pictures(found),
+            why: gr.update(visible=bool(lead)),
+            label: first,
+            **said(found, choice, top_k, first),
+        }
+
+    def said(found, choice, top_k, label):
+        """The part of a Result that the chosen model, k and class decide."""
+        if not found:
+            return gr.skip()
+        if not found.predictions and not found.failures:
+            return dict.fromkeys([answers, table, maps], "")
+        return {
+            answers: views.answers(found, names(choice), top_k, panel.classifier),
+            table: compare(found.predictions) if choice == ALL else "",
+            maps: views.maps(found, names(choice), label) if label else "",
+        }
 
     def compare(predictions):
         rows = []
@@ -92,25 +111,13 @@ def build(page, panel, examples):
         columns = ["Model", "First", "Second", "Third", "Measured accuracy (95 % interval)", "ms", "MB"]
         return views.table(columns, rows, "The models side by side")
 
-    def nothing(text, kind="hint"):
-        return (
-            views.message(text, kind),
-            gr.update(visible=False),
-            "",
-            "",
-            gr.update(visible=False),
-            None,
-            "",
-            "",
-        )
-
     def ask(files, picked, choice, top_k, anyway=False):
         """Yield a state to show at once where models must be loaded first, then the answer."""
         if not files:
-            yield (None, gr.update(visible=False), *nothing(HINT))
+            yield {pick: gr.update(visible=False), **nothing(HINT)}
             return
         if not panel.ready:
-            yield (None, gr.skip(), *nothing("Loading the models: the first answer takes a moment longer."))
+            yield nothing("Loading the models: the first answer takes a moment longer.")
         listed = {
             f"{i}. {Path(path).name}" if len(files) > 1 else Path(path).name: path
             for i, path in enumerate(files, 1)
@@ -118,34 +125,22 @@ def build(page, panel, examples):
         picked = picked if picked in listed else next(iter(listed))
         several = gr.update(choices=list(listed), value=picked, visible=len(listed) > 1)
         try:
-            result = panel.ask(listed[picked], name=Path(listed[picked]).name, anyway=anyway)
-            yield (result, several, *show(result, choice, top_k))
+            found = panel.ask(listed[picked], name=Path(listed[picked]).name, anyway=anyway)
+            yield {pick: several, **show(found, choice, top_k)}
         except FractureError as error:
-            yield (None, several, *nothing(str(error), "error"))
+            yield {pick: several, **nothing(str(error), "error")}
 
     def ask_anyway(*inputs):
         yield from ask(*inputs, anyway=True)
 
-    def again(result, choice, top_k):
-        return show(result, choice, top_k) if result else [gr.skip()] * len(shown)
-
-    def explain(result, choice, label):
-        return views.maps(result, names(choice), label) if result and result.predictions and label else ""
-
     quiet = {"api_visibility": "private", "show_progress": "hidden"}
     inputs = [upload, pick, choice, top_k]
     asking = {"api_visibility": "private", "concurrency_id": "inference", "show_progress_on": [answers]}
-    gr.on(
-        [button.click, upload.change, pick.input],
-        ask,
-        inputs,
-        [result, pick, *shown],
-        trigger_mode="always_last",
-        **asking,
-    )
-    anyway.click(ask_anyway, inputs, [result, pick, *shown], **asking)
-    gr.on([choice.change, top_k.release], again, [result, choice, top_k], shown, **quiet)
-    label.input(explain, [result, choice, label], maps, **quiet)
+    gr.on([button.click, upload.change, pick.input], ask, inputs, shown, trigger_mode="always_last", **asking)
+    anyway.click(ask_anyway, inputs, shown, **asking)
+    settings = [result, choice, top_k, label]
+    gr.on([choice.change, top_k.release, label.input], said, settings, [answers, table, maps], **quiet)
+    opacity.input(None, opacity, js=SET_OPACITY, **quiet)
 
     def arrive(request: gr.Request):
         """A deep link such as ?model=resnet50 picks the model; the first example is answered unasked."""

@@ -1,10 +1,5 @@
 () => {
-  // One listener each on the document, as Gradio draws the parts of the page anew.
-  document.addEventListener("input", ({ target }) => {
-    const name = target.dataset?.sets;
-    if (name) target.closest(".maps").style.setProperty(name, target.value / 100);
-  });
-
+  // Listeners on the document, as Gradio draws the parts of the page anew.
   document.addEventListener("click", ({ target }) => {
     const button = target.closest?.("table.sortable th button");
     if (!button) return;

@@ -77,11 +77,10 @@ def table(columns, rows, caption):
 def pictures(result):
     """The film as read beside exactly what the models saw of it."""
     seen = Image.fromarray(np.uint8(255 * result.pixels + 0.5))
-    height, width = result.picture.height, result.picture.width
-    return _render("pictures", film=_jpeg(result.picture, 640), seen=_png(seen), width=width, height=height)
+    return _render("pictures", film=_jpeg(result.picture, 640), seen=_png(seen))
 
 
-def maps(result, names, label, opacity=60):
+def maps(result, names, label):
     """For each model the evidence for and against the class `label`, laid over the film."""
     overlays = [
         (name, _png(_overlay(result.predictions[name].evidence[LABEL2ID[label]], result.place)))
@@ -97,7 +96,6 @@ def maps(result, names, label, opacity=60):
         overlays=overlays,
         probabilities=probabilities,
         label=label,
-        opacity=opacity,
     )
 
 
