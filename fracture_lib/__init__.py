@@ -8,6 +8,10 @@
 Not a medical device. Importing this package imports no framework.
 """
 
+from importlib import import_module
+
+from wrapt import when_imported
+
 from fracture_lib.classifier import Classifier, Prediction, Score, load
 from fracture_lib.errors import (
     FractureError,
@@ -22,6 +26,13 @@ from fracture_lib.preprocess import INPUT_SIZE, preprocess, read_film
 from fracture_lib.registry import MODELS
 
 __version__ = "0.1.0"
+
+
+@when_imported("transformers")
+def _register(_):
+    """So that `pipeline` and the Auto classes load our models, at no cost to who does not use them."""
+    import_module("fracture_lib.backends.transformers").register()
+
 
 __all__ = [
     "CLASSES",

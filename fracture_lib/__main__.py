@@ -1,4 +1,4 @@
-"""The command line: predict, evaluate, train, ensemble, refusal, cards.
+"""The command line: predict, evaluate, train, ensemble, refusal, cards, push, dataset, space.
 
 Exit codes: 0 all went well; 1 some input could not be used, each named on stderr in one line;
 2 the command itself was wrong (argparse).
@@ -30,7 +30,7 @@ def main(arguments=None):
     except FractureError as error:
         return _complain(error)
     except KeyboardInterrupt:
-        return _complain("stopped; the same train command goes on from its last checkpoint.")
+        return _complain("stopped; a train command given again goes on from its last checkpoint.")
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -96,7 +96,35 @@ def _parser():
 
     cards = commands.add_parser("cards", help="write the bundled models' cards and the README's table anew")
     cards.set_defaults(run=_cards)
+
+    push = commands.add_parser("push", help="publish a trained model on the Hub, with its card")
+    push.add_argument("--model", required=True, metavar="DIR", help="a folder written by train, or a name")
+    push.add_argument("--force", action="store_true", help="also over a model that was measured to be better")
+    _repository(push)
+    push.set_defaults(run=_push_model)
+
+    dataset = commands.add_parser("dataset", help="publish labelled films on the Hub")
+    dataset.add_argument("verb", choices=["push"])
+    dataset.add_argument("--data", required=True, metavar="DIR")
+    dataset.add_argument("--split", help="of this split folder only; it is split anew, by group")
+    _repository(dataset)
+    dataset.set_defaults(run=_push_dataset)
+
+    space = commands.add_parser("space", help="publish the page as a Space")
+    space.add_argument("verb", choices=["push"])
+    space.add_argument(
+        "--models", nargs="*", default=[], metavar="ID@COMMIT", help="draw from these; else from the bundle"
+    )
+    _repository(space)
+    space.set_defaults(run=_push_space)
     return parser
+
+
+def _repository(parser):
+    parser.add_argument("--repo", required=True, metavar="OWNER/NAME")
+    parser.add_argument("--private", action="store_true", help="where it must be made")
+    parser.add_argument("--create-pr", action="store_true", help="propose it instead of changing the branch")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be sent, and send nothing")
 
 
 def _runtime(parser):
@@ -184,6 +212,46 @@ def _cards(options):
     for name in MODELS:
         write_card(BUNDLE / name)
     write_results_table(TEMPLATE.parent / "README.md", BUNDLE)
+    return 0
+
+
+def _push_model(options):
+    from fracture_lib.publish import plan_model
+
+    folder = BUNDLE / options.model if options.model in MODELS else options.model
+    return _push(options, plan_model(folder, options.repo), "model", force=options.force)
+
+
+def _push_dataset(options):
+    from fracture_lib.data import load_films
+    from fracture_lib.publish import plan_dataset
+
+    return _push(options, plan_dataset(load_films(options.data, options.split)), "dataset")
+
+
+def _push_space(options):
+    from fracture_lib.publish import draw_from, plan_space
+
+    _push(options, plan_space(options.models), "space")
+    if options.models and not options.dry_run:
+        draw_from(options.repo, options.models)
+    return 0
+
+
+def _push(options, files, kind, **more):
+    from fracture_lib.publish import push
+
+    address, lines = push(
+        files,
+        options.repo,
+        kind,
+        private=options.private,
+        create_pr=options.create_pr,
+        dry_run=options.dry_run,
+        **more,
+    )
+    print(*lines, sep="\n")
+    print(f"pushed: {address}" if address else "dry run: nothing was sent")
     return 0
 
 

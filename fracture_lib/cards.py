@@ -1,21 +1,64 @@
-"""Write what people read of evaluation.json: each model's card from model_card.md, the README's table."""
+"""Write what people read: each model's card from model_card.md, the README's table, cards for the Hub."""
 
+from collections import Counter
 from pathlib import Path
 
 from fracture_lib.config import read_config, read_json
 from fracture_lib.errors import InvalidData
+from fracture_lib.hub import is_hub_id
 from fracture_lib.labels import CLASSES
 from fracture_lib.registry import ENSEMBLE, MODELS
 
-__all__ = ["percent", "results_table", "write_card", "write_results_table"]
+__all__ = [
+    "EXAMPLE_FILM",
+    "percent",
+    "render_card",
+    "render_dataset_card",
+    "render_space_readme",
+    "results_table",
+    "write_card",
+    "write_results_table",
+]
 
 TEMPLATE = Path(__file__).parent.parent / "model_card.md"
 TABLE_BEGINS = "<!-- results: written by `python -m fracture_lib cards` -->"
 TABLE_ENDS = "<!-- end of results -->"
+EXAMPLE_FILM = "drawn-spiral.png"  # in every repository, for the Hub's widget
 WITHHELD = "withheld, not yet scored"
 # Fingerprint of the 989 films in the Train folder of Bone Break Classification: only a model trained
 # on them gets a card that says so.
 BONE_BREAK = "996ab84b1acc82c649762981947a66b47aa48e12ac192c5d9cb8f0267baca787"
+
+DATASET_CARD = """---
+{{ card_data }}
+---
+
+# Fracture types in radiographs
+
+{{ splits.values() | sum }} films of ten types of fracture, in {{ groups }} groups by {{ grouped_by }}:
+pictures of one patient or figure share a `source_group`, and a group is never in two splits or two folds.
+
+**Not for diagnosis.** There is no class "no fracture".
+{% if bone_break %}
+The films are those of the Train folder of Bone Break Classification (Roboflow Universe, curso-rphcb; CC BY
+4.0). They were scraped from the web: labels and the rights to single pictures are unverified, some near
+copies carry two different labels, some pictures carry arrows or letters or are CT or MRI panels.
+{% endif %}
+| split | films |
+| --- | --- |
+{%- for name, n in splits.items() %}
+| {{ name }} | {{ n }} |
+{%- endfor %}
+
+| class | films | what it is |
+| --- | --- | --- |
+{%- for label, n, description in classes %}
+| {{ label }} | {{ n }} | {{ description }} |
+{%- endfor %}
+
+Columns: `image`, `label`, `source_group`, and `fold`, 0 to 4, for five-fold cross-validation; `validation` is
+fold 0. The films' fingerprint is `{{ fingerprint }}`.
+"""
 
 # key in evaluation.json, name in the card, the Hub's metric type, is it shown in per cent
 METRICS = (
@@ -41,16 +84,29 @@ def _plain(metric):
 
 def write_card(folder):
     """Render README.md of the model in `folder` and return its path. Raises InvalidModel."""
+    path = Path(folder) / "README.md"
+    path.write_text(f"{render_card(folder)}\n", encoding="utf-8")
+    return path
+
+
+def render_card(folder, repo=None):
+    """Return the text of the card of the model in `folder`, as it will stand in the Hub's `repo`.
+
+    Without `repo` its examples read the folder in the bundle. Raises InvalidModel.
+    """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     folder = Path(folder)
     config, evaluation = read_config(folder), read_json(folder / "evaluation.json")
     spec = MODELS[config["model_name"]]
-    results = evaluation["metrics"]
-    fingerprint = evaluation["data"]["fingerprint"]
-    bone_break = fingerprint == BONE_BREAK
-    dataset = "Bone Break Classification, Train" if bone_break else f"films {fingerprint[:16]}"
-    data = ModelCardData(
+    results, data, training = (evaluation[key] for key in ("metrics", "data", "training"))
+    bone_break = data["fingerprint"] == BONE_BREAK
+    dataset = "Bone Break Classification, Train" if bone_break else f"films {data['fingerprint'][:16]}"
+    hub_data = {"datasets": [data["hub"].partition("@")[0]]} if data.get("hub") else {}
+    start = training["pretrained"]
+    base = {"base_model": start if is_hub_id(start) else spec.pretrained} if start else {}
+    widget = [{"src": f"https://huggingface.co/{repo}/resolve/main/{EXAMPLE_FILM}", "example_title": "Drawn"}]
+    card_data = ModelCardData(
         model_name=f"Fracture classification: {spec.name}",
         license="cc-by-4.0",
         language="en",
@@ -61,7 +117,7 @@ def write_card(folder):
         eval_results=[
             EvalResult(
                 task_type="image-classification",
-                dataset_type="image-folder",
+                dataset_type=data.get("hub") or "image-folder",
                 dataset_name=dataset,
                 dataset_split="out-of-fold",
                 metric_type=kind,
@@ -70,15 +126,19 @@ def write_card(folder):
             )
             for key, title, kind, _ in METRICS
         ],
+        **hub_data,
+        **base,
+        **({"widget": widget} if repo else {}),
     )
     card = ModelCard.from_template(
-        data,
+        card_data,
         template_path=str(TEMPLATE),
         spec=spec,
         config=config,
         evaluation=evaluation,
         classes=CLASSES,
         bone_break=bone_break,
+        repo=repo,
         majority=f"{max(row['n'] for row in evaluation['per_class']) / evaluation['n']:.1%}",
         percent=percent,
         test=_test_rows(evaluation["test"]),
@@ -88,9 +148,49 @@ def write_card(folder):
             for key, title, _, in_percent in METRICS
         ],
     )
-    path = folder / "README.md"
-    path.write_text(str(card).rstrip() + "\n", encoding="utf-8")
-    return path
+    return str(card).rstrip()
+
+
+def render_dataset_card(films, splits):
+    """Return the card of a dataset made of `films` (data.Films); `splits` is {name: number of films}."""
+    from huggingface_hub import DatasetCard, DatasetCardData
+
+    data = DatasetCardData(
+        license="cc-by-4.0",
+        language="en",
+        task_categories=["image-classification"],
+        tags=["medical", "radiology", "x-ray", "fracture"],
+        pretty_name="Fracture types in radiographs, split by patient and figure",
+    )
+    counts = Counter(films.labels.tolist())
+    card = DatasetCard.from_template(
+        data,
+        template_str=DATASET_CARD,
+        splits=splits,
+        groups=len(set(films.groups.tolist())),
+        grouped_by=films.grouped_by,
+        fingerprint=films.fingerprint,
+        bone_break=films.fingerprint == BONE_BREAK,
+        classes=[(c.label, counts[c.id], c.description) for c in CLASSES],
+    )
+    return f"{card}\n"
+
+
+def render_space_readme(readme, models=()):
+    """Return the text of the file `readme` with the header of a Space that draws from `models`.
+
+    `models` are Hub ids "owner/name@commit"; they are linked from the Space and preloaded with it.
+    """
+    from huggingface_hub import RepoCard
+
+    card = RepoCard(readme.read_text(encoding="utf-8"))
+    if models:
+        card.data.models = [model.partition("@")[0] for model in models]
+        files = "config.json,preprocessor_config.json,evaluation.json,head.safetensors,README.md,model.onnx"
+        card.data.preload_from_hub = [
+            f"{repo} {files} {commit}" for repo, _, commit in (model.partition("@") for model in models)
+        ]
+    return str(card)
 
 
 def _test_rows(test):

@@ -19,8 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 from fracture_lib.errors import InvalidData, InvalidImage, UnknownLabel
+from fracture_lib.hub import is_hub_id
 from fracture_lib.labels import CLASSES, label_id
 from fracture_lib.preprocess import INPUT_SIZE, preprocess, read_film
+from fracture_lib.sources import film_folder
 
 __all__ = ["Films", "changed_pixels", "folds", "load_films", "near_copies", "pixels_of"]
 
@@ -41,17 +43,17 @@ class Films:
     grouped_by: str  # "source_group" or "perceptual hash"
     split: str | None  # the split folder that was read; None where there is none or all were
     fingerprint: str  # sha256 over the sorted contents and labels, whatever the layout
+    hub: str | None = None  # the Hub dataset that they came from
 
 
 def load_films(root, split=None):
-    """Find the films below `root`, of one `split` or of all, and group them.
+    """Find the films in `root`, of one `split` or of all, and group them.
 
-    A folder without split folders is taken whole. Raises InvalidData where nothing fits the
-    layouts, UnknownLabel where a folder is no class.
+    `root` is a folder or whatever else `sources.film_folder` takes. A folder without split folders is
+    taken whole. Raises InvalidData where nothing fits the layouts, UnknownLabel where a folder is no
+    class.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise InvalidData(f"There is no folder {root}: give the one that holds the class folders.")
+    named, root = str(root), film_folder(root)
     found = [p for p in sorted(root.rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
     rows = [(path, *_place(path.relative_to(root))) for path in found]
     splits = Counter(s for _, _, s in rows if s)
@@ -78,6 +80,7 @@ def load_films(root, split=None):
         grouped_by,
         split if split and splits else None,
         _fingerprint(paths, labels),
+        named if root != Path(named) and is_hub_id(named) else None,
     )
 
 

@@ -6,6 +6,7 @@ __all__ = [
     "InvalidImage",
     "InvalidModel",
     "ModelUnavailable",
+    "PushRefused",
     "UnknownLabel",
 ]
 
@@ -32,3 +33,7 @@ class InvalidModel(FractureError):
 
 class ModelUnavailable(FractureError):
     """A model reference names nothing that can be reached."""
+
+
+class PushRefused(FractureError):
+    """Something could not be published, or would have gone over something better."""

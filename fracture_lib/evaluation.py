@@ -71,6 +71,7 @@ def provenance(films):
     """What a report says of the films behind it."""
     return {
         "data": {
+            "hub": films.hub,
             "split": films.split,
             "films": len(films.labels),
             "grouped_by": films.grouped_by,

@@ -1,21 +1,33 @@
 """Where a model comes from: a local folder, a Hub repository, or the bundle shipped with the code."""
 
+import hashlib
 import re
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path, PurePosixPath
+from time import monotonic
 
-from fracture_lib.errors import InvalidModel, ModelUnavailable
+from fracture_lib.errors import FractureError, InvalidModel, ModelUnavailable
 from fracture_lib.registry import ENSEMBLE, MODELS
 
-__all__ = ["BUNDLE", "ModelSource", "locate", "pretrained_file"]
+__all__ = ["BUNDLE", "MODEL_FILES", "ModelSource", "is_hub_id", "locate", "pretrained_file", "reason"]
 
 BUNDLE = Path(__file__).parent / "bundle"
 
 # Nothing else is downloaded, so no pickle can be. Weights of the other framework stay away too.
 _ALWAYS = ["config.json", "preprocessor_config.json", "evaluation.json", "head.safetensors", "README.md"]
 _WEIGHTS = {"onnx": ["model.onnx"], "native": ["model.safetensors", "model.keras"]}
+MODEL_FILES = [*_ALWAYS, *_WEIGHTS["onnx"], *_WEIGHTS["native"], "out_of_fold.safetensors"]
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
+
+TIMEOUT = 3  # seconds until a Hub that does not answer counts as out of reach
+REST = 60  # seconds for which it is then not asked again, so that three models wait once
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_silent = {}  # address of a Hub -> (when it last did not answer, why)
 
 
 @dataclass(frozen=True)
@@ -40,20 +52,29 @@ def locate(reference, runtime="onnx"):
 
     `reference` is a name of MODELS, a local folder, or a Hub id "owner/name[@revision]". A name
     goes to its configured repository, whose revision must be pinned, and falls back to the bundle
-    when none is configured or it cannot be reached. Raises ModelUnavailable.
+    when none is configured or what is there cannot be had or used.
+
+    Raises ModelUnavailable where nothing can be reached, InvalidModel where a repository holds no
+    model of this library, or weights only in a format that can run code.
     """
     reference = str(reference)
     if reference in MODELS:
         return _by_name(MODELS[reference], runtime)
     if Path(reference).is_dir():
         return ModelSource(Path(reference), "folder")
-    repo, _, revision = reference.partition("@")
-    if _REPO_ID.fullmatch(repo):
+    if is_hub_id(reference):
+        repo, _, revision = reference.partition("@")
         return _download(repo, revision or "main", runtime)
     raise ModelUnavailable(
         f'"{reference}" is no model: use {", ".join((*MODELS, ENSEMBLE))}, a folder, or a Hub id '
         '"owner/name".'
     )
+
+
+def is_hub_id(reference):
+    """Whether this is "owner/name" or "owner/name@revision"."""
+    repo, at, revision = str(reference).partition("@")
+    return bool(_REPO_ID.fullmatch(repo) and (revision or not at))
 
 
 def pretrained_file(reference):
@@ -63,16 +84,15 @@ def pretrained_file(reference):
     """
     if Path(reference).is_file():
         return Path(reference)
-    if not _REPO_ID.fullmatch(str(reference)):
+    if not is_hub_id(reference):
         raise ModelUnavailable(f'"{reference}" is neither a safetensors file nor a Hub id.')
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
 
     try:
         return Path(hf_hub_download(reference, "model.safetensors"))
-    except (OSError, EntryNotFoundError) as error:
+    except Exception as error:  # the client passes on its HTTP library's exceptions
         raise ModelUnavailable(
-            f"Cannot get the pretrained weights {reference} from the Hub ({_reason(error)}); give a "
+            f"Cannot get the pretrained weights {reference} from the Hub ({reason(error)}); give a "
             "safetensors file with torchvision's names instead."
         ) from error
 
@@ -83,36 +103,110 @@ def _by_name(spec, runtime):
     if not configured:
         return ModelSource(bundled, "bundle")
     repo, _, revision = configured.partition("@")
-    if not (_REPO_ID.fullmatch(repo) and revision):
+    if not (is_hub_id(configured) and revision):
         raise ModelUnavailable(f'{spec.hub_variable} is "{configured}": write it as "owner/name@revision".')
     try:
         return _download(repo, revision, runtime)
-    except ModelUnavailable as error:
+    except FractureError as error:
         return ModelSource(bundled, "bundle", note=str(error))
 
 
 def _download(repo, revision, runtime):
     """Return the ModelSource of a Hub repository, from the cache where the Hub is out of reach."""
     # Imported here: only a configured Hub needs it.
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    files = {"allow_patterns": _ALWAYS + _WEIGHTS[runtime]}
-    try:
-        # One question first: unlike a download it is not tried again for half a minute.
-        commit = HfApi().model_info(repo, revision=revision, timeout=3).sha
-        folder = snapshot_download(repo, revision=commit, **files)
-    except Exception as error:  # the client passes on its HTTP library's exceptions
-        try:
-            folder = snapshot_download(repo, revision=revision, local_files_only=True, **files)
-        except OSError:
-            raise ModelUnavailable(f"cannot get {repo} from the Hub: {_reason(error)}") from error
+    fetch = partial(snapshot_download, repo, allow_patterns=_ALWAYS + _WEIGHTS[runtime])
+    folder = None
+    if _COMMIT.fullmatch(revision):  # it never changes, so a whole copy of it needs no question
+        with suppress(OSError):
+            folder = fetch(revision=revision, local_files_only=True)
+    if folder is None:
+        folder = _ask_hub(fetch, repo, revision, runtime)
     folder = Path(folder)
+    if _mend(folder, fetch, repo):
+        raise ModelUnavailable(f"what the Hub sends of {repo} does not match its checksum: try again later")
     if not (folder / "config.json").exists():
         raise InvalidModel(f"{repo} has no config.json: it is not a model of this library.")
     return ModelSource(folder, "hub", repo=repo, revision=folder.name)  # snapshots/<commit sha>
 
 
-def _reason(error):
+def _ask_hub(fetch, repo, revision, runtime):
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        when, why = _silent.get(api.endpoint, (-REST, None))
+        if monotonic() - when < REST:
+            raise why
+        try:
+            # One question first: unlike a download it is not tried again for half a minute.
+            info = api.model_info(repo, revision=revision, timeout=TIMEOUT)
+        except Exception as error:
+            if getattr(error, "response", None) is None:  # not even a refusal
+                _silent[api.endpoint] = monotonic(), error
+            raise
+        _refuse_pickle(repo, [file.rfilename for file in info.siblings], runtime)
+        return fetch(revision=info.sha)
+    except FractureError:
+        raise
+    except Exception as error:  # the client passes on its HTTP library's exceptions
+        try:
+            return fetch(revision=revision, local_files_only=True)
+        except OSError:
+            raise ModelUnavailable(f"cannot get {repo} from the Hub: {reason(error)}") from error
+
+
+def _refuse_pickle(repo, names, runtime):
+    """Raise InvalidModel unless a repository has weights that are safe to open."""
+    if any(fnmatch(name, pattern) for name in names for pattern in _WEIGHTS[runtime]):
+        return
+    pickles = [name for name in names if PurePosixPath(name).suffix in PICKLES]
+    if pickles:
+        raise InvalidModel(
+            f"{repo} offers its weights only as {', '.join(pickles)}, a format that can run code when it is "
+            "opened, so nothing was downloaded: ask its owner for safetensors, .keras or ONNX."
+        )
+    raise InvalidModel(f"{repo} has no {' or '.join(_WEIGHTS[runtime])}: it is not a model of this library.")
+
+
+def _mend(folder, fetch, repo):
+    """Download again the files of a snapshot that are not what their checksum says; return those left."""
+    if broken := _broken(folder):
+        for path in broken:
+            path.resolve().unlink(missing_ok=True)
+        try:
+            fetch(revision=folder.name)
+        except Exception as error:
+            raise ModelUnavailable(
+                f"the cached copy of {repo} is damaged and cannot be had anew: {reason(error)}"
+            ) from error
+    return broken and _broken(folder)
+
+
+def _broken(folder):
+    """Files of a snapshot whose content is not what the cache has filed it under.
+
+    The Hub's client checks sizes only. It files a large file under its sha256 and a small one under
+    git's sha1, so a copy can be checked without asking anybody; a file system without links has no
+    such names, and nothing is checked there.
+    """
+    broken = []
+    for path in folder.rglob("*"):
+        name = path.resolve().name
+        if path.is_file() and (_COMMIT.fullmatch(name) or re.fullmatch("[0-9a-f]{64}", name)):
+            with path.open("rb") as file:
+                if len(name) == 64:
+                    found = hashlib.file_digest(file, "sha256")
+                else:
+                    data = file.read()
+                    found = hashlib.sha1(b"blob %d\0" % len(data) + data)
+            if found.hexdigest() != name:
+                broken.append(path)
+    return broken
+
+
+def reason(error):
     """The first sentence of a client's error, which may run over many lines."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__

@@ -16,10 +16,10 @@ HOME = {
     "plotly": {"page/figures.py"},
     "pydicom": {"dicom.py"},
     "gdcm": set(),
-    "torch": {"backends/pytorch.py"},
+    "torch": {"backends/pytorch.py", "backends/transformers.py"},
     "tensorflow": set(),
     "keras": {"backends/keras.py"},
-    "transformers": set(),
+    "transformers": {"backends/transformers.py"},
     "onnxruntime": {"backends/onnx.py"},
 }
 
@@ -27,9 +27,9 @@ HOME = {
 FLOORS = (
     {"errors", "labels", "dicom"},
     {"augment", "robustness", "preprocess", "registry", "maps", "metrics", "drawing"},
-    {"config", "data", "recipes", "hub"},
+    {"config", "data", "recipes", "hub", "sources"},
     {"backends.onnx", "cards"},
-    {"backends.pytorch", "backends.keras"},
+    {"backends.pytorch", "backends.keras", "backends.transformers", "publish"},
     {"classifier"},
     {"evaluation", "ensemble", "refusal", "panel"},
     {"training", "batch", "page.views", "page.figures"},

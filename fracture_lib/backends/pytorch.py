@@ -13,7 +13,7 @@ from fracture_lib.labels import CLASSES
 from fracture_lib.maps import Head, write_head
 from fracture_lib.preprocess import INPUT_SIZE
 
-__all__ = ["Learner", "ThreeBlockCNN", "load"]
+__all__ = ["Learner", "ThreeBlockCNN", "build", "load"]
 
 WEIGHTS = "model.safetensors"
 
@@ -58,7 +58,7 @@ class ThreeBlockCNN(nn.Module):
 _FAMILIES = {"cnn": ThreeBlockCNN}
 
 
-def _build(architecture):
+def build(architecture):
     options = dict(architecture)
     return _FAMILIES[options.pop("family")](**options)
 
@@ -73,7 +73,7 @@ def _forward(model, pixels):
 
 def load(folder):
     """Return the forward function of a model folder, as `backends.onnx.load`. Raises InvalidModel."""
-    model = _build(read_config(folder)["architecture"])
+    model = build(read_config(folder)["architecture"])
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -124,7 +124,7 @@ class Learner:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.recipe = recipe
         # With the bfloat16 of `step`, channels_last halves an epoch on a CPU that has bfloat16.
-        self.model = _build(recipe.architecture).to(self.device, memory_format=torch.channels_last)
+        self.model = build(recipe.architecture).to(self.device, memory_format=torch.channels_last)
         parameters = list(self.model.parameters())
         kernels = [p for p in parameters if p.ndim == 4] if recipe.muon else []
         rest = [p for p in parameters if not any(p is k for k in kernels)]

@@ -139,7 +139,14 @@ def build(page, panel, examples):
     gr.on([button.click, upload.change, pick.input], ask, inputs, shown, trigger_mode="always_last", **asking)
     anyway.click(ask_anyway, inputs, shown, **asking)
     settings = [result, choice, top_k, label]
-    gr.on([choice.change, top_k.release, label.input], said, settings, [answers, table, maps], **quiet)
+    gr.on(
+        [choice.change, top_k.input, label.input],  # not top_k.release: arrow keys never let go
+        said,
+        settings,
+        [answers, table, maps],
+        trigger_mode="always_last",
+        **quiet,
+    )
     opacity.input(None, opacity, js=SET_OPACITY, **quiet)
 
     def arrive(request: gr.Request):
