@@ -107,6 +107,7 @@ def _parser():
     dataset.add_argument("verb", choices=["push"])
     dataset.add_argument("--data", required=True, metavar="DIR")
     dataset.add_argument("--split", help="of this split folder only; it is split anew, by group")
+    dataset.add_argument("--folds", type=int, default=5, help="one of them is the split validation")
     _repository(dataset)
     dataset.set_defaults(run=_push_dataset)
 
@@ -226,13 +227,13 @@ def _push_dataset(options):
     from fracture_lib.data import load_films
     from fracture_lib.publish import plan_dataset
 
-    return _push(options, plan_dataset(load_films(options.data, options.split)), "dataset")
+    return _push(options, plan_dataset(load_films(options.data, options.split), options.folds), "dataset")
 
 
 def _push_space(options):
     from fracture_lib.publish import draw_from, plan_space
 
-    _push(options, plan_space(options.models), "space")
+    _push(options, plan_space(options.repo, options.models), "space")
     if options.models and not options.dry_run:
         draw_from(options.repo, options.models)
     return 0

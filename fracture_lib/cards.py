@@ -56,8 +56,8 @@ copies carry two different labels, some pictures carry arrows or letters or are 
 | {{ label }} | {{ n }} | {{ description }} |
 {%- endfor %}
 
-Columns: `image`, `label`, `source_group`, and `fold`, 0 to 4, for five-fold cross-validation; `validation` is
-fold 0. The films' fingerprint is `{{ fingerprint }}`.
+Columns: `image`, `label`, `source_group`, and `fold` for cross-validation; `validation` is fold 0.
+The films' fingerprint is `{{ fingerprint }}`.
 """
 
 # key in evaluation.json, name in the card, the Hub's metric type, is it shown in per cent
@@ -176,14 +176,15 @@ def render_dataset_card(films, splits):
     return f"{card}\n"
 
 
-def render_space_readme(readme, models=()):
-    """Return the text of the file `readme` with the header of a Space that draws from `models`.
+def render_space_readme(readme, repo, models=()):
+    """Return the text of the file `readme` with the header of the Space `repo` that draws from `models`.
 
     `models` are Hub ids "owner/name@commit"; they are linked from the Space and preloaded with it.
     """
     from huggingface_hub import RepoCard
 
     card = RepoCard(readme.read_text(encoding="utf-8"))
+    card.data.thumbnail = f"https://huggingface.co/spaces/{repo}/resolve/main/{card.data.thumbnail}"
     if models:
         card.data.models = [model.partition("@")[0] for model in models]
         files = "config.json,preprocessor_config.json,evaluation.json,head.safetensors,README.md,model.onnx"

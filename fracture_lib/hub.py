@@ -17,9 +17,9 @@ __all__ = ["BUNDLE", "MODEL_FILES", "ModelSource", "is_hub_id", "locate", "pretr
 BUNDLE = Path(__file__).parent / "bundle"
 
 # Nothing else is downloaded, so no pickle can be. Weights of the other framework stay away too.
-_ALWAYS = ["config.json", "preprocessor_config.json", "evaluation.json", "head.safetensors", "README.md"]
+_NEEDED = ["config.json", "preprocessor_config.json", "evaluation.json", "head.safetensors"]
 _WEIGHTS = {"onnx": ["model.onnx"], "native": ["model.safetensors", "model.keras"]}
-MODEL_FILES = [*_ALWAYS, *_WEIGHTS["onnx"], *_WEIGHTS["native"], "out_of_fold.safetensors"]
+MODEL_FILES = [*_NEEDED, "README.md", *_WEIGHTS["onnx"], *_WEIGHTS["native"], "out_of_fold.safetensors"]
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
 
 TIMEOUT = 3  # seconds until a Hub that does not answer counts as out of reach
@@ -116,19 +116,28 @@ def _download(repo, revision, runtime):
     # Imported here: only a configured Hub needs it.
     from huggingface_hub import snapshot_download
 
-    fetch = partial(snapshot_download, repo, allow_patterns=_ALWAYS + _WEIGHTS[runtime])
+    fetch = partial(snapshot_download, repo, allow_patterns=[*_NEEDED, "README.md", *_WEIGHTS[runtime]])
     folder = None
     if _COMMIT.fullmatch(revision):  # it never changes, so a whole copy of it needs no question
-        with suppress(OSError):
-            folder = fetch(revision=revision, local_files_only=True)
+        folder = _cached(fetch, revision, runtime)
     if folder is None:
         folder = _ask_hub(fetch, repo, revision, runtime)
-    folder = Path(folder)
     if _mend(folder, fetch, repo):
         raise ModelUnavailable(f"what the Hub sends of {repo} does not match its checksum: try again later")
     if not (folder / "config.json").exists():
         raise InvalidModel(f"{repo} has no config.json: it is not a model of this library.")
     return ModelSource(folder, "hub", repo=repo, revision=folder.name)  # snapshots/<commit sha>
+
+
+def _cached(fetch, revision, runtime):
+    """The folder of a revision in the cache; None where it, or a file of it that is needed, is not there."""
+    with suppress(OSError):
+        folder = Path(fetch(revision=revision, local_files_only=True))
+        # The client vouches for all files only where it has fetched all itself.
+        has = {path.name for path in folder.iterdir() if path.exists()}
+        if has >= set(_NEEDED) and has & set(_WEIGHTS[runtime]):
+            return folder
+    return None
 
 
 def _ask_hub(fetch, repo, revision, runtime):
@@ -147,14 +156,13 @@ def _ask_hub(fetch, repo, revision, runtime):
                 _silent[api.endpoint] = monotonic(), error
             raise
         _refuse_pickle(repo, [file.rfilename for file in info.siblings], runtime)
-        return fetch(revision=info.sha)
+        return Path(fetch(revision=info.sha))
     except FractureError:
         raise
     except Exception as error:  # the client passes on its HTTP library's exceptions
-        try:
-            return fetch(revision=revision, local_files_only=True)
-        except OSError:
-            raise ModelUnavailable(f"cannot get {repo} from the Hub: {reason(error)}") from error
+        if folder := _cached(fetch, revision, runtime):
+            return folder
+        raise ModelUnavailable(f"cannot get {repo} from the Hub: {reason(error)}") from error
 
 
 def _refuse_pickle(repo, names, runtime):

@@ -32,7 +32,7 @@ __all__ = ["draw_from", "plan_dataset", "plan_model", "plan_space", "push"]
 
 ROOT = TEMPLATE.parent
 # What a Space needs to install and start; the bundle without what only native runtimes and training read.
-SPACE_FILES = ("app.py", "requirements.txt", "model_card.md", "LICENSE", "fracture_lib/**/*")
+SPACE_FILES = ("app.py", "requirements.txt", "model_card.md", "LICENSE", "docs/*.png", "fracture_lib/**/*")
 # What a push replaces as a whole: files of an earlier one that match and are not sent again go.
 REPLACED = {"model": MODEL_FILES, "dataset": ["data/*.parquet"], "space": ["fracture_lib/*"]}
 NOT_IN_SPACE = {"model.keras", "model.safetensors", "out_of_fold.safetensors"}
@@ -88,15 +88,15 @@ def plan_dataset(films, count=5):
     return {**files, "README.md": render_dataset_card(films, sizes).encode()}
 
 
-def plan_space(models=()):
-    """Return {path in the Space: Path or bytes} of the page.
+def plan_space(repo, models=()):
+    """Return {path in the Space: Path or bytes} of the page, as it will stand in `repo`.
 
     `models` are Hub ids "owner/name@commit" that the Space will draw from: its README preloads them.
     """
     paths = [path for pattern in SPACE_FILES for path in sorted(ROOT.glob(pattern))]
     kept = [p for p in paths if p.is_file() and "__pycache__" not in p.parts and p.name not in NOT_IN_SPACE]
     files = {path.relative_to(ROOT).as_posix(): path for path in kept}
-    return {**files, "README.md": render_space_readme(ROOT / "README.md", models).encode()}
+    return {**files, "README.md": render_space_readme(ROOT / "README.md", repo, models).encode()}
 
 
 def push(files, repo, kind="model", private=False, create_pr=False, force=False, dry_run=False):
@@ -205,7 +205,8 @@ def _refusals(repo):
     except PushRefused:
         raise
     except Exception as error:  # its own, its HTTP library's and the system's share no base
-        status = getattr(getattr(error, "response", None), "status_code", None)
+        cause = error.__cause__ if getattr(error, "response", None) is None else error
+        status = getattr(getattr(cause, "response", None), "status_code", None)
         advice = {
             401: "log in with `hf auth login`, or set HF_TOKEN to a token that may write",
             403: "your token may not write there",

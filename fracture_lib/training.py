@@ -48,13 +48,25 @@ __all__ = ["fit_folds", "train"]
 CHECKPOINT_EVERY = 5  # epochs
 
 
-def train(name, data, out, split="Train", count=5, held_out=None, seed=0, pretrained=None, recipe=None):
+def train(
+    name,
+    data,
+    out,
+    split="Train",
+    count=5,
+    held_out=None,
+    seed=0,
+    pretrained=None,
+    recipe=None,
+    watch=None,
+):
     """Train the model `name` on the films in the folder `data` and write it to the folder `out`.
 
     `out` becomes a model folder laid out as a Hub repository, with checkpoints in
     `out/checkpoints`: the same call after a kill goes on from there. `held_out` of the `count`
     folds are measured (all by default). `recipe` overrides the model's own. `pretrained` is a
-    safetensors file or Hub id for models that start from weights. Returns evaluation.json's content.
+    safetensors file or Hub id for models that start from weights. `watch(title, history)` is called at
+    every checkpoint of a fit that holds films out. Returns evaluation.json's content.
 
     Raises InvalidData where the films or the checkpoints do not fit, ModelUnavailable where the
     pretrained weights cannot be had.
@@ -72,7 +84,7 @@ def train(name, data, out, split="Train", count=5, held_out=None, seed=0, pretra
     _check_same_run(work / "run.json", run)
 
     pixels = changed_pixels(films, {"as is": lambda film: film, **CHANGES})
-    fits = fit_folds(name, recipe, films, pixels, work, count, held_out, seed, start)
+    fits = fit_folds(name, recipe, films, pixels, work, count, held_out, seed, start, watch)
     logits, measured = fits["logits"].pop("as is"), fits["indices"]
     labels, groups = films.labels[measured], films.groups[measured]
     temperature = fit_temperature(logits, labels)
@@ -139,7 +151,7 @@ def _save_and_compare(learner, folder, pixels):
     return float(np.abs(softmax(exported) - trained).max())
 
 
-def fit_folds(name, recipe, films, pixels, work, count, held_out, seed, pretrained):
+def fit_folds(name, recipe, films, pixels, work, count, held_out, seed, pretrained, watch=None):
     """Fit the model `name` on all but one of `count` folds, `held_out` times; then on all films.
 
     `pixels` is a dict of float32 [N, 1, 128, 128], the inputs of `films` by what was done to them
@@ -170,6 +182,7 @@ def fit_folds(name, recipe, films, pixels, work, count, held_out, seed, pretrain
             checkpoint=work / ("all.safetensors" if last else f"fold-{k}.safetensors"),
             seed=seed,
             title="all films" if last else f"fold {k + 1} of {count}",
+            watch=watch,
         )
         if not last:
             histories.append(history)
@@ -191,7 +204,7 @@ def fit_folds(name, recipe, films, pixels, work, count, held_out, seed, pretrain
     }
 
 
-def _fit(learner, recipe, sample, labels, train, watched, checkpoint, seed, title):
+def _fit(learner, recipe, sample, labels, train, watched, checkpoint, seed, title, watch):
     """Train on the films `train`, leave the averaged weights in `learner`, return the history.
 
     `watched`, (features, labels) of the films held out or None, is scored for the curve alone.
@@ -228,6 +241,12 @@ def _fit(learner, recipe, sample, labels, train, watched, checkpoint, seed, titl
                 said = _logits(learner, watched[0]).argmax(axis=1)
                 learner.set_weights(weights)
                 history[-1]["correct"] = int((said == watched[1]).sum())
+                if watch:
+                    shares = [row["correct"] / len(said) for row in history]
+                    watch(
+                        title,
+                        [row | {"held_out_accuracy": s} for row, s in zip(history, shares, strict=True)],
+                    )
             _save(learner, average, history, checkpoint)
             progress.set_postfix(loss=f"{history[-1]['loss']:.3f}")
             losses = []

@@ -4,12 +4,15 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hub_server import serve
 
 from fracture_lib.drawing import draw_film
 from fracture_lib.labels import CLASSES
@@ -50,18 +53,46 @@ def pytest_addoption(parser):
     parser.addoption("--screenshots", metavar="DIR", help="where the README's screenshots are written")
 
 
-@pytest.fixture(scope="session")
-def address(tmp_path_factory):
-    """URL of `python app.py` in a process of its own, whose log must hold no traceback at the end."""
+_until_the_end = ExitStack()
+_started = {}
+
+
+def pytest_configure(config):
+    """Point every Hub client, here and in processes started from here, at a Hub of our own."""
+    if "hub" not in _started:
+        _started["hub"] = _until_the_end.enter_context(serve())
+        os.environ |= {
+            "HF_ENDPOINT": _started["hub"].address,
+            "HF_HOME": _until_the_end.enter_context(tempfile.TemporaryDirectory()),
+            "HF_TOKEN": _started["hub"].token,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
+
+
+def pytest_unconfigure(config):
+    _until_the_end.close()
+
+
+@pytest.fixture
+def hub():
+    """The Hub that all clients talk to, without faults at first."""
+    _started["hub"].faults.clear()
+    yield _started["hub"]
+    _started["hub"].faults.clear()
+
+
+@contextmanager
+def running_app(log, folder=Path(__file__).parent.parent, **environment):
+    """URL of `python app.py`, in `folder`, whose log must hold no traceback at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("log") / "app.txt"
     with log.open("w") as out:
         app = subprocess.Popen(
             [sys.executable, "app.py"],
-            cwd=Path(__file__).parent.parent,
-            env={**os.environ, "GRADIO_SERVER_PORT": str(port)},
+            cwd=folder,
+            env={**os.environ, "GRADIO_SERVER_PORT": str(port), **environment},
             stdout=out,
             stderr=subprocess.STDOUT,
         )
@@ -80,3 +111,10 @@ def address(tmp_path_factory):
         app.terminate()
         app.wait()
     assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory):
+    """URL of the page, for all tests that need no other."""
+    with running_app(tmp_path_factory.mktemp("log") / "app.txt") as url:
+        yield url

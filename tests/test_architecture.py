@@ -21,6 +21,7 @@ HOME = {
     "keras": {"backends/keras.py"},
     "transformers": {"backends/transformers.py"},
     "onnxruntime": {"backends/onnx.py"},
+    "IPython": {"notebook.py"},
 }
 
 # Rooms, from the ground up. A module imports only from its own floor or those below it.
@@ -33,7 +34,7 @@ FLOORS = (
     {"classifier"},
     {"evaluation", "ensemble", "refusal", "panel"},
     {"training", "batch", "page.views", "page.figures"},
-    {"__main__", "page.one_film", "page.many_films", "page.about_models", "page.endpoints"},
+    {"__main__", "notebook", "page.one_film", "page.many_films", "page.about_models", "page.endpoints"},
 )
 
 

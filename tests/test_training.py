@@ -362,22 +362,3 @@ def test_markers_are_masked_and_bone_is_not():
     masked = mask_markers(film)
     np.testing.assert_allclose(masked[10:20, 10:16], 0.05)
     np.testing.assert_array_equal(masked[60:140, 60:140], film[60:140, 60:140])
-
-
-# ---- the notebook
-
-
-def test_the_notebooks_cells_run(film_folder, tmp_path):
-    """All code but the installation, with tiny parameters, in one namespace as a kernel would."""
-    notebook = json.loads((ROOT / "train_colab.ipynb").read_text(encoding="utf-8"))
-    cells = [c for c in notebook["cells"] if c["cell_type"] == "code"]
-    names = {}
-    for cell in cells:
-        source = "".join(cell["source"])
-        if source.startswith("%pip"):
-            continue
-        exec(source, names)
-        if "parameters" in cell["metadata"].get("tags", ()):
-            names |= {"DATA": film_folder, "OUT": tmp_path, "EPOCHS": 1, "FOLDS": 4, "HELD_OUT": 1}
-    assert sum(map(sum, names["evaluation"]["confusion_matrix"])) == names["evaluation"]["n"] > 0
-    assert load(tmp_path).predict(names["films"].paths[0]).model == names["MODEL"]

@@ -11,10 +11,22 @@ from PIL import Image
 from fracture_lib.cards import percent
 from fracture_lib.labels import CLASSES, LABEL2ID
 from fracture_lib.panel import in_words
-from fracture_lib.preprocess import INPUT_SIZE
+from fracture_lib.preprocess import INPUT_SIZE, preprocess
 from fracture_lib.registry import ENSEMBLE, MODELS
 
-__all__ = ["CSS", "JS", "NOT_A_DEVICE", "answers", "maps", "message", "pictures", "report", "table", "title"]
+__all__ = [
+    "CSS",
+    "JS",
+    "NOT_A_DEVICE",
+    "answers",
+    "film_sheet",
+    "maps",
+    "message",
+    "pictures",
+    "report",
+    "table",
+    "title",
+]
 
 FOLDER = Path(__file__).parent
 CSS = (FOLDER / "style.css").read_text(encoding="utf-8")
@@ -78,6 +90,15 @@ def pictures(result):
     """The film as read beside exactly what the models saw of it."""
     seen = Image.fromarray(np.uint8(255 * result.pixels + 0.5))
     return _render("pictures", film=_jpeg(result.picture, 640), seen=_png(seen))
+
+
+def film_sheet(rows):
+    """One film a class, small: `rows` are (label, number of films, path of one)."""
+    films = []
+    for label, count, path in rows:
+        picture = Image.fromarray(np.uint8(255 * preprocess(path)))
+        films.append((label, count, _png(picture)))
+    return _render("film_sheet", films=films)
 
 
 def maps(result, names, label):
