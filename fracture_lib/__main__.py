@@ -116,6 +116,7 @@ def _parser():
     space.add_argument(
         "--models", nargs="*", default=[], metavar="ID@COMMIT", help="draw from these; else from the bundle"
     )
+    space.add_argument("--datasets", nargs="*", default=[], metavar="ID", help="that the Space names")
     _repository(space)
     space.set_defaults(run=_push_space)
     return parser
@@ -233,7 +234,7 @@ def _push_dataset(options):
 def _push_space(options):
     from fracture_lib.publish import draw_from, plan_space
 
-    _push(options, plan_space(options.repo, options.models), "space")
+    _push(options, plan_space(options.repo, options.models, options.datasets), "space")
     if options.models and not options.dry_run:
         draw_from(options.repo, options.models)
     return 0

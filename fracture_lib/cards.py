@@ -176,15 +176,18 @@ def render_dataset_card(films, splits):
     return f"{card}\n"
 
 
-def render_space_readme(readme, repo, models=()):
+def render_space_readme(readme, repo, models=(), datasets=()):
     """Return the text of the file `readme` with the header of the Space `repo` that draws from `models`.
 
     `models` are Hub ids "owner/name@commit"; they are linked from the Space and preloaded with it.
+    `datasets` are Hub ids to link.
     """
     from huggingface_hub import RepoCard
 
     card = RepoCard(readme.read_text(encoding="utf-8"))
     card.data.thumbnail = f"https://huggingface.co/spaces/{repo}/resolve/main/{card.data.thumbnail}"
+    if datasets:
+        card.data.datasets = list(datasets)
     if models:
         card.data.models = [model.partition("@")[0] for model in models]
         files = "config.json,preprocessor_config.json,evaluation.json,head.safetensors,README.md,model.onnx"

@@ -88,15 +88,16 @@ def plan_dataset(films, count=5):
     return {**files, "README.md": render_dataset_card(films, sizes).encode()}
 
 
-def plan_space(repo, models=()):
+def plan_space(repo, models=(), datasets=()):
     """Return {path in the Space: Path or bytes} of the page, as it will stand in `repo`.
 
     `models` are Hub ids "owner/name@commit" that the Space will draw from: its README preloads them.
+    `datasets` are Hub ids for it to name.
     """
     paths = [path for pattern in SPACE_FILES for path in sorted(ROOT.glob(pattern))]
     kept = [p for p in paths if p.is_file() and "__pycache__" not in p.parts and p.name not in NOT_IN_SPACE]
     files = {path.relative_to(ROOT).as_posix(): path for path in kept}
-    return {**files, "README.md": render_space_readme(ROOT / "README.md", repo, models).encode()}
+    return {**files, "README.md": render_space_readme(ROOT / "README.md", repo, models, datasets).encode()}
 
 
 def push(files, repo, kind="model", private=False, create_pr=False, force=False, dry_run=False):

@@ -119,10 +119,10 @@ def test_what_never_matches_its_checksum_is_not_used(hub, repo, sha, monkeypatch
     assert locate("pytorch-cnn").kind == "bundle"
 
 
-@pytest.mark.parametrize("where", ["/api/models/", "/resolve/"])
-def test_a_hub_that_answers_500_falls_back_to_the_bundle(hub, repo, sha, monkeypatch, where):
-    hub.fail("GET", where, status=500, times=100)
-    hub.fail("HEAD", where, status=500, times=100)
+@pytest.mark.parametrize(("where", "status"), [("/api/models/", 500), ("/resolve/", 403)])
+def test_a_hub_that_refuses_falls_back_to_the_bundle(hub, repo, sha, monkeypatch, where, status):
+    hub.fail("GET", where, status=status, times=100)
+    hub.fail("HEAD", where, status=status, times=100)
     monkeypatch.setenv(VARIABLE, f"{repo}@{sha}")
     source = locate("pytorch-cnn")
     assert source.kind == "bundle" and f"cannot get {repo} from the Hub: " in str(source)

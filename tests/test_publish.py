@@ -248,12 +248,13 @@ def test_films_that_cannot_be_had_are_a_sentence(hub, monkeypatch):
 def test_the_space_gets_the_files_that_alone_start_the_app(hub, film, tmp_path):
     repo, model = "someone/space", "someone/space-model"
     pin = f"{model}@{hub.add(model, BUNDLE / 'pytorch-cnn')}"
-    assert main(["space", "push", "--repo", repo, "--models", pin]) == 0
+    assert main(["space", "push", "--repo", repo, "--models", pin, "--datasets", "someone/films"]) == 0
     files = hub.files(repo, kind="spaces")
     assert files.keys() - {".gitattributes"} == plan_space(repo).keys()
     card = RepoCard(files["README.md"].decode())
     header = card.data.to_dict()
-    assert header["models"] == [model] and header["preload_from_hub"][0].startswith(f"{model} ")
+    assert header["models"] == [model] and header["datasets"] == ["someone/films"]
+    assert header["preload_from_hub"][0].startswith(f"{model} ")
     assert header["preload_from_hub"][0].endswith(pin.partition("@")[2])
     requirements = files["requirements.txt"].decode()
     assert f"gradio[mcp]=={header['sdk_version']}" in requirements and header["app_file"] == "app.py"
