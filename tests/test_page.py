@@ -383,7 +383,7 @@ def test_the_readmes_screenshots(visit, request, tmp_path):
     """`python -m pytest tests/test_page.py -k screenshots --screenshots docs` writes them."""
     folder = Path(request.config.getoption("--screenshots") or tmp_path)
     page = visit(height=1000)
-    page.screenshot(path=folder / "one-film.png")
+    page.screenshot(path=folder / "one-film.png", full_page=True)
     page = visit("?model=resnet50", dark=True, **PHONE)
     page.screenshot(path=folder / "phone-dark.png")
     assert all(path.stat().st_size > 20_000 for path in folder.glob("*.png"))

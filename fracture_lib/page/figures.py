@@ -27,7 +27,7 @@ AXIS = {
     "ticks": "outside",  # unseen, they keep the two zeros in a corner apart
     "ticklen": 6,
     "tickcolor": CLEAR,
-    "title": {"standoff": 8},
+    "title": {"standoff": 8, "font": {"size": 12}},  # longer than the plot is wide on a phone otherwise
 }
 LOOK = {
     "margin": {"l": 4, "r": 12, "t": 8, "b": 12},
@@ -72,7 +72,7 @@ def confusion_matrix(evaluation):
             "yanchor": "bottom",
             "thickness": 8,
             "tickformat": ".0%",
-            "title": {"text": "share of the true class's films", "side": "top"},
+            "title": {"text": "share of the true class", "side": "top"},
         },
     )
     return _figure(
@@ -193,7 +193,7 @@ def risk_coverage(evaluations):
     return _figure(
         curves,
         height=380,
-        xaxis={"title": "share of films answered, surest first", **SHARE},
+        xaxis={"title": "share answered, surest first", **SHARE},
         yaxis={"title": "accuracy on them", **SHARE},
     )
 
@@ -244,7 +244,7 @@ def accuracy_bars(evaluations):
     return _figure(
         [ours, theirs],
         height=360,
-        xaxis={"title": "accuracy, with 95 % interval", "tickformat": ".0%", "range": [0, end]},
+        xaxis={"title": "accuracy, 95 % interval", "tickformat": ".0%", "range": [0, end]},
         yaxis={
             "autorange": "reversed",
             "showgrid": False,
