@@ -98,7 +98,7 @@ def running_app(log, folder=Path(__file__).parent.parent, **environment):
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while True:
             try:
                 urllib.request.urlopen(url, timeout=5).close()

@@ -19,7 +19,7 @@ import fracture_lib
 from fracture_lib.drawing import draw_film
 from fracture_lib.panel import EVERYONE
 
-expect.set_options(timeout=60_000)
+expect.set_options(timeout=120_000)
 
 FLAGS = [
     "--no-sandbox",
@@ -54,7 +54,7 @@ def open_page(browser, address):
                 color_scheme=scheme, viewport={"width": width, "height": height}
             )
         page = contexts[scheme, width, height].new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(120_000)
         page.foreign = []
         page.on("request", lambda r: page.foreign.append(r.url) if not r.url.startswith(address) else None)
         page.goto(f"{address}/{query}")
