@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fracture_lib.config import read_config, read_json
 from fracture_lib.errors import InvalidData
-from fracture_lib.hub import is_hub_id
+from fracture_lib.hub import FILES_OF, is_hub_id
 from fracture_lib.labels import CLASSES
 from fracture_lib.registry import ENSEMBLE, MODELS
 
@@ -190,7 +190,7 @@ def render_space_readme(readme, repo, models=(), datasets=()):
         card.data.datasets = list(datasets)
     if models:
         card.data.models = [model.partition("@")[0] for model in models]
-        files = "config.json,preprocessor_config.json,evaluation.json,head.safetensors,README.md,model.onnx"
+        files = ",".join(FILES_OF["onnx"])
         card.data.preload_from_hub = [
             f"{repo} {files} {commit}" for repo, _, commit in (model.partition("@") for model in models)
         ]

@@ -12,7 +12,16 @@ from time import monotonic
 from fracture_lib.errors import FractureError, InvalidModel, ModelUnavailable
 from fracture_lib.registry import ENSEMBLE, MODELS
 
-__all__ = ["BUNDLE", "MODEL_FILES", "ModelSource", "is_hub_id", "locate", "pretrained_file", "reason"]
+__all__ = [
+    "BUNDLE",
+    "FILES_OF",
+    "MODEL_FILES",
+    "ModelSource",
+    "is_hub_id",
+    "locate",
+    "pretrained_file",
+    "reason",
+]
 
 BUNDLE = Path(__file__).parent / "bundle"
 
@@ -20,6 +29,7 @@ BUNDLE = Path(__file__).parent / "bundle"
 _NEEDED = ["config.json", "preprocessor_config.json", "evaluation.json", "head.safetensors"]
 _WEIGHTS = {"onnx": ["model.onnx"], "native": ["model.safetensors", "model.keras"]}
 MODEL_FILES = [*_NEEDED, "README.md", *_WEIGHTS["onnx"], *_WEIGHTS["native"], "out_of_fold.safetensors"]
+FILES_OF = {runtime: [*_NEEDED, "README.md", *weights] for runtime, weights in _WEIGHTS.items()}
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
 
 TIMEOUT = 3  # seconds until a Hub that does not answer counts as out of reach
@@ -116,7 +126,7 @@ def _download(repo, revision, runtime):
     # Imported here: only a configured Hub needs it.
     from huggingface_hub import snapshot_download
 
-    fetch = partial(snapshot_download, repo, allow_patterns=[*_NEEDED, "README.md", *_WEIGHTS[runtime]])
+    fetch = partial(snapshot_download, repo, allow_patterns=FILES_OF[runtime])
     folder = None
     if _COMMIT.fullmatch(revision):  # it never changes, so a whole copy of it needs no question
         folder = _cached(fetch, revision, runtime)

@@ -7,8 +7,9 @@ import csv
 import tempfile
 from pathlib import Path
 
-from fracture_lib.errors import InvalidData
+from fracture_lib.errors import FractureError, InvalidData
 from fracture_lib.hub import is_hub_id, reason
+from fracture_lib.labels import ID2LABEL, label_id
 
 __all__ = ["KAGGLE", "film_folder"]
 
@@ -20,7 +21,7 @@ def film_folder(reference):
 
     `reference` is a folder, which may hold the metadata.csv or metadata.jsonl of a `datasets` image
     folder; a Hub dataset "owner/name[@revision]"; or "kaggle:owner/name". What is fetched is kept and
-    not fetched again. Raises InvalidData with what to do.
+    not fetched again. Raises InvalidData with what to do, UnknownLabel where a class is none of ours.
     """
     reference = str(reference)
     if Path(reference).is_dir():
@@ -44,7 +45,7 @@ def _from_hub(reference):
     try:
         sha = HfApi().dataset_info(repo, revision=revision or None).sha
         return _laid_out(f"{repo.replace('/', '--')}-{sha}", lambda: load_dataset(repo, revision=sha))
-    except InvalidData:
+    except FractureError:
         raise
     except Exception as error:  # the clients' own errors and their HTTP library's share no base
         raise InvalidData(
@@ -62,7 +63,7 @@ def _from_image_folder(folder):
             f"{folder.resolve().name}-{changed}",
             lambda: load_dataset("imagefolder", data_dir=str(folder.resolve())),
         )
-    except InvalidData:
+    except FractureError:
         raise
     except Exception as error:
         raise InvalidData(f"{folder} is no image folder that datasets can read: {reason(error)}") from error
@@ -107,7 +108,8 @@ def _laid_out(name, load):
                 image = row["image"]
                 data = image["bytes"] or Path(image["path"]).read_bytes()
                 suffix = Path(image["path"] or "film.png").suffix or ".png"
-                path = folder / split / str(label) / f"{i:06d}{suffix}"
+                known = ID2LABEL[label_id(str(label))]  # never a stranger's words as a path
+                path = folder / split / known / f"{i:06d}{suffix}"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
                 listed.append((path.relative_to(folder).as_posix(), row.get("source_group")))

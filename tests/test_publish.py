@@ -1,9 +1,11 @@
 """Pushing to a Hub on loopback with the real client, and everybody's client on what was pushed."""
 
+import io
 import json
 import re
 import shutil
 
+import datasets
 import numpy as np
 import pytest
 from conftest import running_app
@@ -13,7 +15,8 @@ from huggingface_hub import DatasetCard, HfApi, ModelCard, RepoCard
 import fracture_lib
 from fracture_lib.__main__ import main
 from fracture_lib.data import load_films
-from fracture_lib.errors import InvalidData
+from fracture_lib.drawing import draw_film
+from fracture_lib.errors import InvalidData, UnknownLabel
 from fracture_lib.hub import BUNDLE
 from fracture_lib.publish import plan_space
 from fracture_lib.registry import MODELS
@@ -199,8 +202,6 @@ def test_transformers_auto_classes_know_our_models_and_push_them(hub, pixels):
 
 
 def test_films_become_a_dataset_with_grouped_splits_and_come_back_the_same(hub, film_folder, capsys):
-    import datasets
-
     repo = "someone/films"
     assert main(["dataset", "push", "--data", str(film_folder), "--repo", repo, "--folds", "4"]) == 0
     films, back = load_films(film_folder), load_films(repo)
@@ -230,10 +231,18 @@ def test_an_image_folder_of_datasets_is_read(film_folder, tmp_path):
     assert films.fingerprint == load_films(film_folder).fingerprint and films.hub is None
 
 
-def test_films_that_cannot_be_had_are_a_sentence(hub, monkeypatch):
+def test_films_that_cannot_be_had_are_a_sentence(hub):
     hub.add("someone/text", {"data.csv": b"text\nhello\n"}, kind="datasets")
     with pytest.raises(InvalidData, match="lacks the columns image and label: it has text"):
         load_films("someone/text")
+    image = io.BytesIO()
+    draw_film("Spiral").save(image, "PNG")
+    strange = io.BytesIO()
+    row = {"image": {"bytes": image.getvalue(), "path": "a.png"}, "label": "../../outside"}
+    datasets.Dataset.from_list([row]).cast_column("image", datasets.Image()).to_parquet(strange)
+    hub.add("someone/strange", {"data/train-00000.parquet": strange.getvalue()}, kind="datasets")
+    with pytest.raises(UnknownLabel, match="outside"):
+        load_films("someone/strange")
     with pytest.raises(InvalidData, match="hf auth login"):
         load_films("someone/nothing")
     with pytest.raises(InvalidData, match="pip install kagglehub"):
