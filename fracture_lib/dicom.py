@@ -288,6 +288,8 @@ def _unless_broken(step, values, dataset, notices, notice):
     try:
         with np.errstate(all="ignore"):
             done = step(values, dataset).astype(np.float32, copy=False)
+        if done is values:
+            return values
         if np.isfinite(done).all() and (np.ptp(done) > 0 or np.ptp(values) == 0):
             return done
     except Exception:  # an element may be missing, empty, text, a list or out of range
@@ -300,7 +302,8 @@ def _rescale(values, dataset):
     """Modality LUT or rescaling (PS3.3 C.11.1)."""
     if dataset.get("ModalityLUTSequence"):
         return _look_up(values, dataset.ModalityLUTSequence[0], "LUT")
-    return values * _number(dataset, "RescaleSlope", 1) + _number(dataset, "RescaleIntercept", 0)
+    slope, intercept = _number(dataset, "RescaleSlope", 1), _number(dataset, "RescaleIntercept", 0)
+    return values if (slope, intercept) == (1, 0) else values * slope + intercept
 
 
 def _window(values, dataset):

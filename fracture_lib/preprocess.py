@@ -191,4 +191,6 @@ def _scale(grey):
     low, high = float(grey.min()), float(grey.max())
     if not high > low:
         raise InvalidImage("The picture is one flat tone: there is nothing to see in it.")
-    return np.clip((grey - low) / (high - low), 0, 1, dtype=np.float32)
+    scaled = grey - low
+    scaled /= high - low  # in place, as fresh memory costs more than the arithmetic on it
+    return np.clip(scaled, 0, 1, out=scaled)
