@@ -232,11 +232,12 @@ def _push_dataset(options):
 
 
 def _push_space(options):
-    from fracture_lib.publish import draw_from, plan_space
+    from fracture_lib.publish import plan_space, set_variables, variables_for
 
+    variables = variables_for(options.models)
     _push(options, plan_space(options.repo, options.models, options.datasets), "space")
-    if options.models and not options.dry_run:
-        draw_from(options.repo, options.models)
+    if not options.dry_run:
+        set_variables(options.repo, variables)
     return 0
 
 

@@ -28,7 +28,7 @@ from fracture_lib.hub import MODEL_FILES, is_hub_id, reason
 from fracture_lib.labels import LABEL2ID
 from fracture_lib.registry import MODELS
 
-__all__ = ["draw_from", "plan_dataset", "plan_model", "plan_space", "push"]
+__all__ = ["plan_dataset", "plan_model", "plan_space", "push", "set_variables", "variables_for"]
 
 ROOT = TEMPLATE.parent
 # What a Space needs to install and start; the bundle without what only native runtimes and training read.
@@ -142,19 +142,37 @@ def push(files, repo, kind="model", private=False, create_pr=False, force=False,
     return commit.pr_url or commit.commit_url, [*lines, f"commit {commit.oid}"]
 
 
-def draw_from(space, models):
-    """Make the Space draw from `models`, Hub ids "owner/name@commit", by its variables.
+def variables_for(models):
+    """Return {environment variable: "owner/name@commit"} that make the page draw from these `models`.
 
-    Raises PushRefused.
+    Raises PushRefused where one is not pinned, cannot be read, or is no model of this library.
     """
+    from huggingface_hub import hf_hub_download
+
+    variables = {}
+    for model in models:
+        repo, _, commit = model.partition("@")
+        if not (is_hub_id(model) and commit):
+            raise PushRefused(f'"{model}" is not pinned: write it as "owner/name@commit".')
+        try:
+            config = read_json(Path(hf_hub_download(repo, "config.json", revision=commit)))
+            variables[MODELS[config["model_name"]].hub_variable] = model
+        except Exception as error:  # the client's, or a config of another library
+            raise PushRefused(f"cannot draw from {model}: {reason(error)}") from error
+    return variables
+
+
+def set_variables(space, variables):
+    """Set the environment variables of a Space. Raises PushRefused."""
     from huggingface_hub import HfApi
 
-    api = HfApi()
-    with _refusals(space):
-        for model in models:
-            repo, _, commit = model.partition("@")
-            config = read_json(Path(api.hf_hub_download(repo, "config.json", revision=commit)))
-            api.add_space_variable(space, MODELS[config["model_name"]].hub_variable, model)
+    try:
+        for name, value in variables.items():
+            HfApi().add_space_variable(space, name, value)
+    except Exception as error:
+        raise PushRefused(
+            f"{space} is pushed but draws from its bundle, as its variables could not be set: {reason(error)}"
+        ) from error
 
 
 def _look(api, repo, kind):

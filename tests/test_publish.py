@@ -279,6 +279,15 @@ def test_the_space_gets_the_files_that_alone_start_the_app(hub, film, tmp_path):
     assert answer["predictions"][0]["source"].startswith(f"Hugging Face Hub, {model}")
 
 
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [("someone/a", "is not pinned"), ("someone/none@main", "cannot draw from"), ("a", "is not pinned")],
+)
+def test_a_space_is_not_pushed_for_models_that_it_cannot_draw_from(hub, capsys, model, words):
+    assert main(["space", "push", "--repo", "someone/no-space", "--models", model]) == 1
+    assert words in capsys.readouterr().err and ("spaces", "someone/no-space") not in hub.repositories
+
+
 def test_a_push_needs_no_more_than_its_own_repository(hub):
     """Nothing is deleted, moved or asked of any other."""
     hub.requests.clear()
