@@ -75,25 +75,9 @@ def run_python(code):
 
 
 def test_importing_the_library_is_light():
-    code = (
-        "import sys, time; start = time.perf_counter(); import fracture_lib\n"
-        "print(time.perf_counter() - start, *sys.modules)"
-    )
-    runs = [run_python(code) for _ in range(3)]
-    heavy = {
-        "torch",
-        "tensorflow",
-        "keras",
-        "transformers",
-        "gradio",
-        "onnxruntime",
-        "plotly",
-        "pydicom",
-        "scipy",
-        "sklearn",
-    }
-    assert not heavy & set(runs[0])
-    assert min(float(run[0]) for run in runs) < 0.5
+    """By what it imports; how long that takes is measured in benchmarks/serving.py."""
+    heavy = {*HOME, "huggingface_hub", "datasets", "jinja2", "scipy", "sklearn", "IPython"}
+    assert not heavy & set(run_python("import sys, fracture_lib; print(*sys.modules)"))
 
 
 def test_serving_a_visitor_imports_no_framework(film):
