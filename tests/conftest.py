@@ -75,8 +75,10 @@ def pytest_unconfigure(config):
 
 
 @pytest.fixture
-def hub():
-    """The Hub that all clients talk to, without faults at first."""
+def hub(monkeypatch):
+    """The Hub that all clients talk to, without faults at first. A slow machine is no silent Hub."""
+    monkeypatch.setattr("fracture_lib.hub.TIMEOUT", 60)
+    monkeypatch.setattr("fracture_lib.hub._silent", {})
     _started["hub"].faults.clear()
     yield _started["hub"]
     _started["hub"].faults.clear()

@@ -17,6 +17,7 @@ import re
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -57,7 +58,7 @@ class Blob:
     data: bytes
     lfs: bool
 
-    @property
+    @cached_property
     def oid(self):
         """Git's name of a regular file; the pointer's for a large one."""
         data = self.data
@@ -66,7 +67,7 @@ class Blob:
             data = data.encode()
         return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
-    @property
+    @cached_property
     def sha256(self):
         return hashlib.sha256(self.data).hexdigest()
 

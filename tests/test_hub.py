@@ -23,13 +23,6 @@ NOWHERE = "http://127.0.0.1:9"  # the discard port: refused at once
 VARIABLE = "FRACTURE_HUB_PYTORCH_CNN"
 
 
-@pytest.fixture(autouse=True)
-def patience(monkeypatch):
-    """A slow machine is no silent Hub, and what one test could not reach the next asks again."""
-    monkeypatch.setattr("fracture_lib.hub._silent", {})
-    monkeypatch.setattr("fracture_lib.hub.TIMEOUT", 60)
-
-
 @pytest.fixture
 def repo(request):
     """A Hub id of this test's own."""
@@ -180,7 +173,6 @@ def test_a_configured_repository_must_pin_its_revision(monkeypatch):
 
 def test_a_hub_that_never_answers_is_waited_for_once(monkeypatch):
     """All three models together: the page may be five seconds late, not ten."""
-    monkeypatch.setattr("fracture_lib.hub.TIMEOUT", TIMEOUT)  # its own again
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and says nothing
         monkeypatch.setattr(
             "huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}"
