@@ -386,7 +386,9 @@ def _faulty(app, hub):
 def serve(token="hf_test"):
     """Run a Hub in a thread; yield it, with its `address`."""
     hub = Hub(token)
-    config = uvicorn.Config(_faulty(_dispatch(hub), hub), port=0, log_level="critical")
+    config = uvicorn.Config(
+        _faulty(_dispatch(hub), hub), port=0, log_level="critical", timeout_keep_alive=600
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

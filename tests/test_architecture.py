@@ -75,7 +75,7 @@ def run_python(code):
 
 
 def test_importing_the_library_is_light():
-    """By what it imports; how long that takes is measured in benchmarks/serving.py."""
+    """By what it imports: how long that takes is the machine's affair."""
     heavy = {*HOME, "huggingface_hub", "datasets", "jinja2", "scipy", "sklearn", "IPython"}
     assert not heavy & set(run_python("import sys, fracture_lib; print(*sys.modules)"))
 
