@@ -99,7 +99,8 @@ def pretrained_file(reference):
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(reference, "model.safetensors"))
+        repo, _, revision = str(reference).partition("@")
+        return Path(hf_hub_download(repo, "model.safetensors", revision=revision or None))
     except Exception as error:  # the client passes on its HTTP library's exceptions
         raise ModelUnavailable(
             f"Cannot get the pretrained weights {reference} from the Hub ({reason(error)}); give a "
