@@ -5,7 +5,11 @@ import tempfile
 from pathlib import Path
 from threading import Thread
 
+# Before the imports that read them:
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no request leaves the page
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))  # or pandas sums up after each event
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a second thread spins on another visitor's core
 
 import gradio as gr
 
@@ -25,6 +29,8 @@ THEME = gr.themes.Default(primary_hue="blue").set(
     button_primary_background_fill_dark="*primary_600",
     color_accent="*primary_600",
 )
+AT_ONCE = 2  # films asked about at a time, on a core each: a Space has two
+WAITING = 32  # requests; the next is told at once that the page is busy
 CLEAN = (300, 900)  # seconds: how often uploads are looked at, and the age at which they are deleted
 
 
@@ -58,7 +64,7 @@ def main():
     Thread(target=panel.load_all, daemon=True).start()
     with tempfile.TemporaryDirectory(prefix="drawn-films-") as folder:
         page = build_page(panel, draw_examples(Path(folder)))
-        page.queue(max_size=32).launch(
+        page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE).launch(
             theme=THEME,
             css=views.CSS,
             js=views.JS,

@@ -6,13 +6,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event
+from time import sleep
 
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from gradio_client.utils import QueueError, Status
 
 import fracture_lib
-from fracture_lib.panel import EVERYONE
+from app import build_page
+from fracture_lib.panel import EVERYONE, Panel
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 # endpoint -> its parameters: name, JSON type, has it a default
@@ -122,3 +126,54 @@ def test_the_readmes_client_examples_run(address, film, tmp_path):
         done = subprocess.run([*command, code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         assert "resnet50" in done.stdout and "probability" in done.stdout
+
+
+class Held(Panel):
+    """A panel that answers about held.png only when it is let go."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.let_go = Event(), Event()
+
+    def ask(self, source, *names, **options):
+        if Path(source).name == "held.png":
+            self.asked.set()
+            assert self.let_go.wait(240)
+        return super().ask(source, *names, **options)
+
+
+@pytest.fixture
+def crowded(film, tmp_path):
+    """(panel, client, path of held.png) of a page that asks about one film at a time and lets one wait."""
+    held = tmp_path / "held.png"
+    held.write_bytes(film.read_bytes())
+    panel = Held()
+    page = build_page(panel, [("drawn", film)]).queue(max_size=1, default_concurrency_limit=1)
+    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    try:
+        yield panel, Client(address, verbose=False), handle_file(held)
+    finally:
+        panel.let_go.set()
+        page.close()
+
+
+def test_a_full_queue_says_so_at_once_and_loses_nobody(crowded, film):
+    panel, client, held = crowded
+    first = client.submit(held, model="pytorch-cnn", api_name="/predict")
+    assert panel.asked.wait(240)
+    second = client.submit(handle_file(film), model="pytorch-cnn", api_name="/predict")
+    while second.status().code is not Status.IN_QUEUE:
+        sleep(0.05)
+    with pytest.raises(QueueError, match="try again"):
+        client.predict(handle_file(film), model="pytorch-cnn", api_name="/predict")
+    panel.let_go.set()
+    assert [job.result()["film"] for job in (first, second)] == ["held.png", film.name]
+
+
+def test_one_film_does_not_wait_behind_many(crowded, film):
+    panel, client, held = crowded
+    many = client.submit([held], api_name="/predict_batch")
+    assert panel.asked.wait(240)
+    assert client.predict(handle_file(film), model="pytorch-cnn", api_name="/predict")["predictions"]
+    panel.let_go.set()
+    assert many.result()[0]["film"] == "held.png"

@@ -1,1 +1,5 @@
 """The page: its tabs, what answers programs, and the figures of how good the models are."""
+
+# What an event of Gradio says to join a queue. Those with one film do not wait behind those with many.
+ONE_FILM = {"concurrency_id": "one film"}
+MANY_FILMS = {"concurrency_id": "many films", "concurrency_limit": 1}

@@ -8,6 +8,7 @@ from fracture_lib.batch import ask_each, collect
 from fracture_lib.classifier import check_top_k
 from fracture_lib.errors import FractureError
 from fracture_lib.labels import CLASSES
+from fracture_lib.page import MANY_FILMS, ONE_FILM
 from fracture_lib.panel import EVERYONE
 from fracture_lib.registry import ENSEMBLE, MODELS
 
@@ -97,7 +98,7 @@ def build(panel):
                 inputs,
                 gr.JSON(label="answer"),
                 api_name=verb.__name__,
-                concurrency_id="inference",
+                **(MANY_FILMS if verb is predict_batch else ONE_FILM),
             )
 
 

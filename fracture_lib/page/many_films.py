@@ -9,7 +9,7 @@ import gradio as gr
 
 from fracture_lib.batch import MAX_FILMS, ask_each, collect, to_csv
 from fracture_lib.errors import FractureError
-from fracture_lib.page import views
+from fracture_lib.page import MANY_FILMS, views
 from fracture_lib.panel import EVERYONE, in_words
 
 __all__ = ["build"]
@@ -68,9 +68,9 @@ def build(panel):
         run,
         [upload, anyway],
         [message, table, csv, report],
-        concurrency_id="inference",
         api_visibility="private",
         show_progress_on=[message],
+        **MANY_FILMS,
     )
 
 

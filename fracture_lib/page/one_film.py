@@ -7,7 +7,7 @@ import gradio as gr
 from fracture_lib.cards import percent
 from fracture_lib.errors import FractureError
 from fracture_lib.labels import LABEL2ID
-from fracture_lib.page import views
+from fracture_lib.page import ONE_FILM, views
 from fracture_lib.panel import EVERYONE
 from fracture_lib.registry import ENSEMBLE
 
@@ -135,7 +135,7 @@ def build(page, panel, examples):
 
     quiet = {"api_visibility": "private", "show_progress": "hidden"}
     inputs = [upload, pick, choice, top_k]
-    asking = {"api_visibility": "private", "concurrency_id": "inference", "show_progress_on": [answers]}
+    asking = {"api_visibility": "private", "show_progress_on": [answers], **ONE_FILM}
     gr.on([button.click, upload.change, pick.input], ask, inputs, shown, trigger_mode="always_last", **asking)
     anyway.click(ask_anyway, inputs, shown, **asking)
     settings = [result, choice, top_k, label]
