@@ -91,7 +91,7 @@ class Panel:
         Each is asked once, about a picture of nothing, as a first answer takes longer than later ones.
         """
         with suppress(FractureError):
-            self.ask(np.eye(INPUT_SIZE), name="", anyway=True)
+            self.ask(np.eye(INPUT_SIZE), name="nothing", anyway=True)
         self.ready = True
 
     def ask(self, source, names=EVERYONE, name=None, anyway=False):
