@@ -1,6 +1,9 @@
 """The page: `python app.py`. Its parts live in fracture_lib/page, the answers come from the panel."""
 
+import atexit
 import os
+import shutil
+import signal
 import tempfile
 from pathlib import Path
 from threading import Thread
@@ -10,12 +13,16 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no request leaves 
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))  # or pandas sums up after each event
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a second thread spins on another visitor's core
+# Gradio's own folder is shared with every other app on the machine, and what is in one any of them serves.
+os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="uploads-", dir=os.environ.get("GRADIO_TEMP_DIR"))
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from fracture_lib.drawing import draw_film
 from fracture_lib.labels import CLASSES
 from fracture_lib.page import about_models, endpoints, many_films, one_film, views
+from fracture_lib.page.server import MAX_FILE, Page, guard, keep_clean
 from fracture_lib.panel import Panel
 
 EXAMPLES = ("Spiral", "Comminuted", "Hairline", "Greenstick")
@@ -44,7 +51,7 @@ def draw_examples(folder):
 
 def build_page(panel, examples):
     """Return the Blocks page on which `panel` answers."""
-    with gr.Blocks(title="Fracture type from an X-ray", delete_cache=CLEAN) as page:
+    with Page(title="Fracture type from an X-ray") as page:
         gr.Markdown(INTRODUCTION)
         gr.Markdown(views.NOT_A_DEVICE, elem_id="disclaimer")
         with gr.Tab("One film", elem_id="one-film"):
@@ -60,16 +67,23 @@ def build_page(panel, examples):
 
 
 def main():
+    uploads = Path(os.environ["GRADIO_TEMP_DIR"])
+    atexit.register(shutil.rmtree, uploads, ignore_errors=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped either way, it deletes its folders
     panel = Panel()
     Thread(target=panel.load_all, daemon=True).start()
     with tempfile.TemporaryDirectory(prefix="drawn-films-") as folder:
         page = build_page(panel, draw_examples(Path(folder)))
+        Thread(target=keep_clean, args=(uploads, *CLEAN), daemon=True).start()
         page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE).launch(
             theme=THEME,
             css=views.CSS,
             js=views.JS,
             ssr_mode=False,
-            max_file_size="64mb",
+            max_file_size=MAX_FILE,
+            app_kwargs={"middleware": [Middleware(guard)]},
+            run_history=False,  # films' names would stay in the browser
+            enable_monitoring=False,
             mcp_server=True,
             footer_links=["api", "gradio", "settings"],
         )

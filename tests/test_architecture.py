@@ -12,7 +12,13 @@ MODULES = sorted((ROOT / "fracture_lib").rglob("*.py"))
 
 # A framework and the modules that may import it, at any depth of the code.
 HOME = {
-    "gradio": {"page/one_film.py", "page/many_films.py", "page/about_models.py", "page/endpoints.py"},
+    "gradio": {
+        "page/one_film.py",
+        "page/many_films.py",
+        "page/about_models.py",
+        "page/endpoints.py",
+        "page/server.py",
+    },
     "plotly": {"page/figures.py"},
     "pydicom": {"dicom.py"},
     "gdcm": set(),
@@ -34,7 +40,15 @@ FLOORS = (
     {"classifier"},
     {"evaluation", "ensemble", "refusal", "panel"},
     {"training", "batch", "page.views", "page.figures"},
-    {"__main__", "notebook", "page.one_film", "page.many_films", "page.about_models", "page.endpoints"},
+    {
+        "__main__",
+        "notebook",
+        "page.one_film",
+        "page.many_films",
+        "page.about_models",
+        "page.endpoints",
+        "page.server",
+    },
 )
 
 

@@ -1,0 +1,147 @@
+"""What stands between the page and the web: which routes are open, how much a request may hold, what is kept.
+
+Gradio opens many routes that this page has no use for, fetches addresses that it is given as files, prints
+what it was given when it fails, and keeps some uploads for good.
+"""
+
+import shutil
+import sys
+import time
+import traceback
+from contextlib import suppress
+from urllib.parse import unquote
+
+import gradio as gr
+from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+__all__ = ["MAX_FILE", "Page", "guard", "keep_clean", "sweep"]
+
+MAX_FILE = 64_000_000  # bytes of one upload
+MAX_BODY = 4_000_000  # bytes of any other request; the paths of 200 films are a tenth of it
+RESERVE = 1_000_000_000  # bytes of disk that uploads leave free
+
+API = "/gradio_api/"
+FILE, UPLOAD = f"{API}file=", f"{API}upload"
+# What a browser, gradio_client and MCP ask for. Everything else, such as a proxy, a video editor and calls
+# past the queue, is closed: it answers as if it were not there.
+OPEN = {"/", "/config", "/theme.css", "/manifest.json", "/robots.txt", "/favicon.ico"}
+OPEN_API = {"info", "openapi.json", "app_id", "theme.css", "startup-events", "upload", "upload_progress"}
+OPEN_API |= {"queue/join", "queue/data", "queue/status", "cancel", "reset", "mcp"}
+OPEN_FOLDERS = ("/assets/", "/static/", "/svelte/", f"{API}call/", f"{API}heartbeat/", f"{API}mcp/", FILE)
+
+UNFIT = "This is not what can be asked: /gradio_api/info lists it, with the inputs of each."
+FAILED = "Something went wrong here, not with the film: try again, or report it."
+
+HEADERS = {
+    # A Space is shown in a frame of huggingface.co, and by others in one of *.hf.space.
+    "Content-Security-Policy": "frame-ancestors 'self' https://huggingface.co https://*.hf.space; "
+    "base-uri 'self'; object-src 'none'; form-action 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",  # addresses of uploads hold their names
+    "Permissions-Policy": "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()",
+}
+
+
+def guard(app):
+    """Wrap the ASGI `app`: closed routes, limits of size, headers, and a sentence for what it fails on."""
+
+    async def guarded(scope, receive, send):
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+        path, received, answered = scope["path"], 0, False
+
+        def check(size):
+            if path.rstrip("/") == UPLOAD:  # Gradio measures each file of it
+                if shutil.disk_usage(gr.utils.get_upload_folder()).free < RESERVE:
+                    raise HTTPException(507, "There is no room for uploads now: try again in twenty minutes.")
+            elif size > MAX_BODY:
+                raise HTTPException(413, f"The request is too large: send at most {MAX_BODY // 10**6} MB.")
+
+        async def counted():
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            check(received)
+            return message
+
+        async def with_headers(message):
+            nonlocal answered
+            if message["type"] == "http.response.start":
+                answered = True
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        try:
+            if not _is_open(path):
+                raise HTTPException(404, "There is nothing here.")
+            check(int(Headers(scope=scope).get("content-length", 0)))
+            await app(scope, counted, with_headers)
+        except Exception as error:
+            if answered:
+                raise
+            if not isinstance(error, HTTPException):
+                print(type(error).__name__, "on a request that fits no route", file=sys.stderr)
+                error = HTTPException(400, UNFIT)
+            answer = JSONResponse({"detail": error.detail}, error.status_code)
+            await answer(scope, receive, with_headers)
+
+    return guarded
+
+
+def _is_open(path):
+    if path.startswith(f"{FILE}http"):
+        return False  # Gradio would fetch that address and pass it on
+    return path in OPEN or path.removeprefix(API).rstrip("/") in OPEN_API or path.startswith(OPEN_FOLDERS)
+
+
+class Page(gr.Blocks):
+    """Blocks that fetch no address, and whose errors name no film in the log."""
+
+    async def preprocess_data(self, block_fn, inputs, *rest, **options):
+        try:
+            inputs = traverse(inputs, _not_fetched, is_file_obj_with_meta)
+            return await super().preprocess_data(block_fn, inputs, *rest, **options)
+        except gr.Error as error:
+            error.print_exception = False
+            raise
+        except Exception as error:  # Gradio's own sentences hold what was given
+            raise gr.Error(UNFIT, print_exception=False) from error
+
+    async def process_api(self, *arguments, **options):
+        try:
+            return await super().process_api(*arguments, **options)
+        except gr.Error:
+            raise
+        except Exception as error:
+            trace = traceback.format_tb(error.__traceback__)
+            print("Traceback, without the message:", *trace, type(error).__name__, file=sys.stderr)
+            raise gr.Error(FAILED, print_exception=False) from error
+
+
+def _not_fetched(file):
+    """A file's description whose path is no address: that of an upload to this page is its path here."""
+    if not is_http_url_like(file["path"]):
+        return file
+    _, uploaded, path = file["path"].partition(FILE)
+    if not uploaded:
+        raise gr.Error("Upload the film: this page fetches no address.", print_exception=False)
+    return {**file, "path": unquote(path)}
+
+
+def sweep(folder, age, keep=frozenset()):
+    """Delete what in `folder` was last changed more than `age` seconds ago, but for the paths in `keep`."""
+    for path in sorted(folder.rglob("*"), reverse=True):  # files before the folder that they are in
+        with suppress(OSError):  # gone meanwhile, or a folder that is not empty
+            if path not in keep and time.time() - path.lstat().st_ctime > age:
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def keep_clean(folder, every, age):
+    """Sweep `folder` for ever, each `every` seconds; what is in it now stays."""
+    keep = set(folder.rglob("*"))
+    while True:
+        time.sleep(every)
+        sweep(folder, age, keep)
