@@ -85,14 +85,14 @@ def hub(monkeypatch):
 
 
 @contextmanager
-def running_app(log, folder=Path(__file__).parent.parent, **environment):
+def running_app(log, folder=Path(__file__).parent.parent, command=("app.py",), **environment):
     """URL of `python app.py`, in `folder`, whose log must hold no traceback at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with log.open("w") as out:
         app = subprocess.Popen(
-            [sys.executable, "app.py"],
+            [sys.executable, *command],
             cwd=folder,
             env={**os.environ, "GRADIO_SERVER_PORT": str(port), **environment},
             stdout=out,

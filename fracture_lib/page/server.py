@@ -83,7 +83,7 @@ def guard(app):
             if answered:
                 raise
             if not isinstance(error, HTTPException):
-                print(type(error).__name__, "on a request that fits no route", file=sys.stderr)
+                print("A request failed:", type(error).__name__, file=sys.stderr)
                 error = HTTPException(400, UNFIT)
             answer = JSONResponse({"detail": error.detail}, error.status_code)
             await answer(scope, receive, with_headers)
