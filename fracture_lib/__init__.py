@@ -8,9 +8,9 @@
 Not a medical device. Importing this package imports no framework.
 """
 
+import sys
 from importlib import import_module
-
-from wrapt import when_imported
+from importlib.machinery import PathFinder
 
 from fracture_lib.classifier import Classifier, Prediction, Score, load
 from fracture_lib.errors import (
@@ -28,11 +28,25 @@ from fracture_lib.registry import MODELS
 __version__ = "0.1.0"
 
 
-@when_imported("transformers")
-def _register(_):
-    """So that `pipeline` and the Auto classes load our models, at no cost to who does not use them."""
+class _OnTransformers:
+    """Registers our classes as soon as transformers is imported, at no cost to who does not use it."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        spec = PathFinder.find_spec(name, path, target) if name == "transformers" else None
+        if spec:
+            run = spec.loader.exec_module
+            spec.loader.exec_module = lambda module: (run(module), _register())
+        return spec
+
+
+def _register():
     import_module("fracture_lib.backends.transformers").register()
 
+
+sys.meta_path.insert(0, _OnTransformers)
+if "transformers" in sys.modules:
+    _register()
 
 __all__ = [
     "CLASSES",

@@ -94,6 +94,31 @@ def test_importing_the_library_is_light():
     assert not heavy & set(run_python("import sys, fracture_lib; print(*sys.modules)"))
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import fracture_lib, transformers",
+        "import transformers, fracture_lib",
+        "import fracture_lib; from transformers.models import auto",
+        "import fracture_lib, importlib.util as util; util.find_spec('transformers'); import transformers",
+        "import fracture_lib, concurrent.futures as f; f = f.ThreadPoolExecutor(8)\n"
+        "list(f.map(__import__, ['transformers'] * 8)); import transformers",
+    ],
+    ids=["before", "after", "submodule", "looked for", "threads"],
+)
+def test_whoever_imports_transformers_has_our_classes_registered_once(tmp_path, code):
+    """On a package of that name that counts; test_publish has the real one."""
+    (tmp_path / "transformers" / "models" / "auto").mkdir(parents=True)
+    (tmp_path / "transformers" / "__init__.py").write_text("done, ready = [], True")
+    stub = (
+        "import sys, types\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "ours = sys.modules['fracture_lib.backends.transformers'] = types.ModuleType('ours')\n"
+        "ours.register = lambda: sys.modules['transformers'].done.append(sys.modules['transformers'].ready)\n"
+    )
+    assert run_python(f"{stub}{code}\nprint(sys.modules['transformers'].done)") == ["[True]"]
+
+
 def test_serving_a_visitor_imports_no_framework(film):
     code = (
         "import sys, fracture_lib\n"

@@ -64,6 +64,8 @@ class FractureForImageClassification(PreTrainedModel):
 
 def register():
     """Make the Auto classes know the three above."""
-    AutoConfig.register(FractureConfig.model_type, FractureConfig)
-    AutoImageProcessor.register(FractureConfig, image_processor_classes={"pil": FractureImageProcessor})
-    AutoModelForImageClassification.register(FractureConfig, FractureForImageClassification)
+    AutoConfig.register(FractureConfig.model_type, FractureConfig, exist_ok=True)
+    AutoImageProcessor.register(
+        FractureConfig, image_processor_classes={"pil": FractureImageProcessor}, exist_ok=True
+    )
+    AutoModelForImageClassification.register(FractureConfig, FractureForImageClassification, exist_ok=True)
