@@ -236,7 +236,10 @@ def _push_space(options):
 
     variables = variables_for(options.models)
     _push(options, plan_space(options.repo, options.models, options.datasets), "space")
-    if not options.dry_run:
+    if options.create_pr and variables:
+        print("left as they are; once it is merged, set these variables of the Space:")
+        print(*(f"  {name}={value}" for name, value in variables.items()), sep="\n")
+    elif not options.dry_run:
         set_variables(options.repo, variables)
     return 0
 

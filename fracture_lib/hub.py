@@ -160,8 +160,8 @@ def _ask_hub(fetch, repo, revision, runtime):
         if monotonic() - when < REST:
             raise why
         try:
-            # One question first: unlike a download it is not tried again for half a minute.
-            info = api.model_info(repo, revision=revision, timeout=TIMEOUT)
+            # A question first: unlike a download it is not tried again for half a minute.
+            info = _twice(partial(api.model_info, repo, revision=revision, timeout=TIMEOUT))
         except Exception as error:
             if getattr(error, "response", None) is None:  # not even a refusal
                 _silent[api.endpoint] = monotonic(), error
@@ -174,6 +174,17 @@ def _ask_hub(fetch, repo, revision, runtime):
         if folder := _cached(fetch, revision, runtime):
             return folder
         raise ModelUnavailable(f"cannot get {repo} from the Hub: {reason(error)}") from error
+
+
+def _twice(question):
+    """Ask again what failed at once without an answer: the other side may have closed an idle connection."""
+    start = monotonic()
+    try:
+        return question()
+    except Exception as error:
+        if getattr(error, "response", None) is not None or monotonic() - start >= TIMEOUT:
+            raise
+    return question()
 
 
 def _refuse_pickle(repo, names, runtime):

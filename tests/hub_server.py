@@ -97,8 +97,10 @@ class Fault:
     times: int
     status: int | None  # answer with this
     headers: dict
+    close: bool  # close the connection instead of an answer
     cut: bool  # end the connection in the middle of the body
     corrupt: bool  # send other bytes than were asked for
+    stall: float  # seconds to wait in the middle of the body
     seconds: float  # wait before the answer
 
 
@@ -127,10 +129,24 @@ class Hub:
         """{path: bytes} of a repository."""
         return {path: blob.data for path, blob in self.repositories[kind, repo].tree(revision)[1].items()}
 
-    def fail(self, method, path, times=1, status=None, headers=None, cut=False, corrupt=False, seconds=0.0):
+    def fail(
+        self,
+        method,
+        path,
+        times=1,
+        status=None,
+        headers=None,
+        close=False,
+        cut=False,
+        corrupt=False,
+        stall=0.0,
+        seconds=0.0,
+    ):
         """Let the next `times` requests whose path holds the expression `path` fail."""
         expression = re.compile(path)
-        self.faults.append(Fault(method, expression, times, status, headers or {}, cut, corrupt, seconds))
+        self.faults.append(
+            Fault(method, expression, times, status, headers or {}, close, cut, corrupt, stall, seconds)
+        )
 
     def fault(self, method, path):
         for fault in self.faults:
@@ -367,12 +383,20 @@ def _faulty(app, hub):
         if fault.status:
             refused = JSONResponse({"error": "on demand"}, fault.status, fault.headers)
             return await refused(scope, receive, send)
+        if fault.close:
+            send.__self__.transport.abort()  # uvicorn's own: ASGI has no word for it
+            return await asyncio.sleep(0.1)  # until uvicorn has seen that nobody waits for an answer
 
         async def spoilt(message):
             body = message.get("body", b"")
             if body and fault.cut:
                 await send({**message, "body": body[: len(body) // 2], "more_body": True})
                 raise ConnectionError("cut on demand")  # uvicorn closes the connection
+            if body and fault.stall:
+                half = len(body) // 2
+                await send({**message, "body": body[:half], "more_body": True})
+                await asyncio.sleep(fault.stall)
+                message = {**message, "body": body[half:]}
             if body and fault.corrupt:
                 message = {**message, "body": body[:-1] + bytes([body[-1] ^ 1])}
             await send(message)

@@ -184,6 +184,16 @@ def test_a_hub_that_never_answers_is_waited_for_once(monkeypatch):
         assert kinds == {"bundle"} and time.monotonic() - start < 2 * TIMEOUT
 
 
+def test_a_connection_that_breaks_is_no_hub_out_of_reach_unless_it_breaks_twice(hub, repo, sha, monkeypatch):
+    monkeypatch.setenv(VARIABLE, f"{repo}@{sha}")
+    hub.fail("GET", "/api/models/", close=True, times=2)
+    assert locate("pytorch-cnn").kind == "bundle"
+    assert locate("pytorch-cnn").kind == "bundle", "it now rests, and answers nobody's question"
+    monkeypatch.setattr("fracture_lib.hub._silent", {})
+    hub.fail("GET", "/api/models/", close=True)
+    assert locate("pytorch-cnn").kind == "hub"
+
+
 def test_without_a_hub_the_cache_or_the_bundle_serves_and_says_so(hub, repo, sha, film):
     locate(f"{repo}@{sha}")
     pinned = {VARIABLE: f"{repo}@{sha}", "HF_ENDPOINT": NOWHERE}

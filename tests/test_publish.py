@@ -279,6 +279,17 @@ def test_the_space_gets_the_files_that_alone_start_the_app(hub, film, tmp_path):
     assert answer["predictions"][0]["source"].startswith(f"Hugging Face Hub, {model}")
 
 
+def test_a_space_that_is_only_proposed_draws_from_what_it_did(hub, capsys):
+    repo, model = "someone/proposed-space", "someone/proposed-model"
+    pin = f"{model}@{hub.add(model, BUNDLE / 'pytorch-cnn')}"
+    hub.add(repo, {"README.md": b"as it was"}, kind="spaces")
+    assert main(["space", "push", "--repo", repo, "--models", pin, "--create-pr"]) == 0
+    out = capsys.readouterr().out
+    assert "discussions/1" in out and "once it is merged" in out and f"FRACTURE_HUB_PYTORCH_CNN={pin}" in out
+    assert hub.repositories["spaces", repo].variables == {}
+    assert hub.files(repo, kind="spaces") == {"README.md": b"as it was"}
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [("someone/a", "is not pinned"), ("someone/none@main", "cannot draw from"), ("a", "is not pinned")],
