@@ -6,11 +6,11 @@ from time import perf_counter
 
 import numpy as np
 
-from fracture_lib.config import read_config, read_json
+from fracture_lib.config import read_config, read_evaluation
 from fracture_lib.errors import FractureError
 from fracture_lib.hub import BUNDLE, ModelSource, locate
 from fracture_lib.labels import CLASSES, ID2LABEL
-from fracture_lib.maps import evidence, mix_evidence, read_head
+from fracture_lib.maps import check_head, evidence, mix_evidence, read_head
 from fracture_lib.metrics import pool, softmax
 from fracture_lib.preprocess import preprocess
 from fracture_lib.registry import ENSEMBLE, MODELS
@@ -118,7 +118,7 @@ class Ensemble(_Predictor):
         folder = BUNDLE / ENSEMBLE
         self.name = ENSEMBLE
         self.members = members
-        self.evaluation = read_json(folder / "evaluation.json")
+        self.evaluation = read_evaluation(folder)
         self.runtime = next(iter(members.values())).runtime
         bundled = all(member.source.kind == "bundle" for member in members.values())
         note = "" if bundled else "; ".join(f"{name}: {m.source}" for name, m in members.items())
@@ -171,6 +171,7 @@ def load(model, runtime="onnx"):
         raise FractureError(f'The config names the model "{name}": known are {", ".join(MODELS)}.')
     backend = "onnx" if runtime == "onnx" else MODELS[name].backend
     forward = import_module(f"fracture_lib.backends.{backend}").load(source.folder)
-    evaluation = read_json(source.folder / "evaluation.json")
+    evaluation = read_evaluation(source.folder)
     head = read_head(source.folder)
+    check_head(forward, head, source.folder)
     return Classifier(name, source, runtime, forward, head, config["temperature"], evaluation)

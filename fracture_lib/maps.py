@@ -14,8 +14,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from fracture_lib.errors import InvalidModel
+from fracture_lib.labels import CLASSES
+from fracture_lib.preprocess import INPUT_SIZE
 
-__all__ = ["Head", "evidence", "logit_maps", "mix_evidence", "read_head", "write_head"]
+__all__ = ["Head", "check_head", "evidence", "logit_maps", "mix_evidence", "read_head", "write_head"]
 
 HEAD = "head.safetensors"
 
@@ -46,6 +48,22 @@ def read_head(folder):
         return Head(**{name: array.astype(np.float32) for name, array in load_file(folder / HEAD).items()})
     except (OSError, SafetensorError, TypeError) as error:
         raise InvalidModel(f"{folder.name} has no readable {HEAD}: export the model again.") from error
+
+
+def check_head(forward, head, folder):
+    """Raise InvalidModel unless a model answers one plain picture, and with logits that its Head explains.
+
+    So what is no whole model, or a mixture of two, is found when it is loaded and not when it is asked.
+    """
+    ramp = np.linspace(0, 1, INPUT_SIZE**2, dtype=np.float32).reshape(1, 1, INPUT_SIZE, INPUT_SIZE)
+    try:
+        logits, features = forward(ramp)
+        maps, constants = logit_maps(features, head)
+        fits = np.allclose(maps.sum((2, 3)) + constants, logits, atol=1e-2)  # never, where one is NaN
+    except Exception as error:  # each runtime raises its own, NumPy where shapes differ
+        raise InvalidModel(f"{folder.name} cannot answer, so it is no whole model: get it again.") from error
+    if not fits or logits.shape != (1, len(CLASSES)):
+        raise InvalidModel(f"The graph of {folder.name} and its {HEAD} are not of one model: get both again.")
 
 
 def logit_maps(features, head):

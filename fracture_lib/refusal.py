@@ -11,10 +11,11 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from fracture_lib.config import read_json, write_json
-from fracture_lib.errors import InvalidData, InvalidImage
+from fracture_lib.errors import InvalidData, InvalidImage, InvalidModel
 from fracture_lib.hub import BUNDLE
 from fracture_lib.metrics import mean_with_interval, parts, wilson
 from fracture_lib.preprocess import preprocess, read_film
@@ -43,7 +44,10 @@ class Verdict:
 
 
 def judge(film, features):
-    """Return the Verdict on a Film and its feature map float32 [2048, h, w] of the bundled resnet50."""
+    """Return the Verdict on a Film and its feature map float32 [2048, h, w] of the bundled resnet50.
+
+    Raises InvalidModel where what it is held against cannot be read.
+    """
     films, limits = _known()
     distance = float(_distances(_pooled(features[None]), films)[0])
     reason = ""
@@ -58,8 +62,12 @@ def judge(film, features):
 
 @cache
 def _known():
-    limits = read_json(FOLDER / "evaluation.json")["thresholds"]
-    return load_file(FOLDER / KNOWN)["films"].astype(np.float32), limits
+    try:
+        limits = read_json(FOLDER / "evaluation.json")["thresholds"]
+        films = load_file(FOLDER / KNOWN)["films"].astype(np.float32)
+        return films, {name: float(limits[name]) for name in FALSE_REFUSAL}
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise InvalidModel(f"The folder {FOLDER.name} of the bundle is damaged: get it again.") from error
 
 
 def _pooled(features):

@@ -8,7 +8,7 @@ computes class activation maps without a second pass.
 import numpy as np
 import onnxruntime
 
-from fracture_lib.errors import InvalidModel
+from fracture_lib.errors import InvalidModel, ModelUnavailable
 
 __all__ = ["INPUT", "OUTPUTS", "finish_export", "load"]
 
@@ -20,7 +20,7 @@ def load(folder):
     """Return the forward function of `folder/model.onnx`. Raises InvalidModel.
 
     As in every backend it takes float32 [N, 1, 128, 128] and returns logits float32 [N, 10] and the
-    feature map float32 [N, C, h, w].
+    feature map float32 [N, C, h, w], or raises ModelUnavailable.
     """
     path = folder / "model.onnx"
     if not path.exists():
@@ -34,7 +34,13 @@ def load(folder):
     except Exception as error:  # onnxruntime's own exceptions share no public base
         raise InvalidModel(f"{folder.name}/model.onnx cannot be read: {error}") from error
 
-    return lambda pixels: session.run(OUTPUTS, {INPUT: pixels})
+    def forward(pixels):
+        try:
+            return session.run(OUTPUTS, {INPUT: pixels})
+        except Exception as error:  # out of memory, or a graph with another signature
+            raise ModelUnavailable(f"{folder.name} cannot answer: {error}") from error
+
+    return forward
 
 
 def finish_export(path, half=False):
