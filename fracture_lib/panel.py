@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from fracture_lib.classifier import Ensemble, Prediction, load
-from fracture_lib.errors import FractureError
+from fracture_lib.errors import FractureError, InvalidImage, ModelUnavailable
 from fracture_lib.hub import BUNDLE
 from fracture_lib.preprocess import INPUT_SIZE, placement, preprocess, read_film
 from fracture_lib.refusal import Verdict, judge
@@ -99,27 +99,38 @@ class Panel:
 
         `name` is shown for the film, by default that of its path. A picture that does not look like
         a bone X-ray is refused, so nobody is asked, unless `anyway`. A model that cannot be loaded
-        is named among the failures and the others answer. Raises InvalidImage.
+        is named among the failures and the others answer; where it is the one that looks what is no
+        X-ray, a notice says that nobody did. Raises InvalidImage, also where memory runs out.
         """
-        film = read_film(source)
-        picture = Image.fromarray(np.uint8(255 * film.pixels))
-        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-        pixels = preprocess(film)
-        gatekeeper = self.gatekeeper()
-        seen = gatekeeper.answer(pixels[None, None])
-        verdict = judge(film, seen.features[0])
+        try:
+            film = read_film(source)
+            picture = Image.fromarray(np.uint8(255 * film.pixels))
+            picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+            pixels = preprocess(film)
+        except MemoryError as error:
+            raise InvalidImage("The film needs more memory than there is: scale it down first.") from error
+        verdict, seen, unchecked = self._judge(film, pixels)
         asked = () if verdict.refused and not anyway else names
-        predictions, failures = self._predictions(pixels, asked, {gatekeeper: seen})
+        predictions, failures = self._predictions(pixels, asked, seen)
         return Result(
             name or Path(source).name,
             picture,
             pixels,
             placement(film.pixels.shape),
-            film.notices,
+            (*film.notices, *unchecked),
             verdict,
             predictions,
             failures,
         )
+
+    def _judge(self, film, pixels):
+        """(Verdict, the gatekeeper's Answer by Classifier, notices); nothing is refused unseen."""
+        try:
+            gatekeeper = self.gatekeeper()
+            answer = gatekeeper.answer(pixels[None, None])
+            return judge(film, answer.features[0]), {gatekeeper: answer}, ()
+        except FractureError as error:
+            return Verdict(False, "", 0, 0), {}, (f"Nothing checked whether this is an X-ray: {error}",)
 
     def _predictions(self, pixels, names, given):
         """`given` maps classifiers to Answers that there are already."""
@@ -131,10 +142,12 @@ class Panel:
             except FractureError as error:
                 failures[name] = str(error)
         if ENSEMBLE in names:
-            if failures:
-                failures[ENSEMBLE] = f"Needs all of its members; without {', '.join(failures)}."
-            else:
+            try:
+                if failures:
+                    raise ModelUnavailable(f"Needs all of its members; without {', '.join(failures)}.")
                 answers[ENSEMBLE] = self.classifier(ENSEMBLE).combine(answers)
+            except FractureError as error:
+                failures[ENSEMBLE] = str(error)
         return {n: self.classifier(n).prediction(answers[n]) for n in names if n in answers}, failures
 
 

@@ -1,10 +1,12 @@
-"""Faults from outside: damaged models, a full disk, no memory, a kill. One sentence each, and nothing is lost.
+"""Faults from outside: damaged models, a full disk, no memory, a kill. One sentence each, nothing lost.
 
 What belongs to one module is beside its other tests: a Hub that fails in test_hub, a push in test_publish.
 """
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,11 @@ from safetensors.numpy import load_file, save_file
 import fracture_lib
 from fracture_lib import InvalidModel
 from fracture_lib.hub import BUNDLE
+from fracture_lib.panel import EVERYONE, Panel
+from fracture_lib.refusal import _known
+from fracture_lib.registry import MODELS
+
+ROOT = Path(__file__).parent.parent
 
 # ---- damaged models
 
@@ -113,3 +120,61 @@ def test_a_damaged_model_says_so_when_it_is_loaded(bundle, damage):
     with pytest.raises(InvalidModel, match=words):
         fracture_lib.load("pytorch-cnn")
     assert fracture_lib.load("tensorflow-cnn").name == "tensorflow-cnn"
+
+
+@pytest.mark.parametrize(
+    ("damaged", "answering"),
+    [
+        ("resnet50/model.onnx", ["pytorch-cnn", "tensorflow-cnn"]),
+        ("refusal/known_films.safetensors", EVERYONE),
+    ],
+    ids=["gatekeeper", "known films"],
+)
+def test_where_nothing_can_check_what_is_an_x_ray_the_models_answer_and_it_is_said(
+    bundle, film, monkeypatch, damaged, answering
+):
+    monkeypatch.setattr("fracture_lib.refusal.FOLDER", bundle / "refusal")
+    _known.cache_clear()
+    write(bundle / damaged, (BUNDLE / damaged).read_bytes()[:300_000])
+    panel = Panel()
+    result = panel.ask(film)
+    assert list(result.predictions) == list(answering) and not result.verdict.refused
+    [notice] = result.notices
+    assert notice.startswith("Nothing checked whether this is an X-ray: ")
+    assert notice in result.to_dict(3)["notices"]
+    monkeypatch.undo()
+    assert not panel.ask(film).notices, "it is looked for again"
+
+
+def test_an_ensemble_whose_weights_are_damaged_leaves_its_members_answering(bundle, film):
+    cut("evaluation.json", 3000)(bundle / "ensemble")
+    result = Panel().ask(film)
+    assert list(result.predictions) == list(MODELS) and "cannot be read" in result.failures["ensemble"]
+
+
+# ---- memory
+
+
+def test_a_film_that_memory_is_too_small_for_is_one_sentence_and_the_next_is_answered(film):
+    """A process with room for a hundred megabytes more, and a film of 20 million pixels."""
+    code = f"""
+import io, resource
+import numpy as np
+from PIL import Image
+from fracture_lib import InvalidImage
+from fracture_lib.panel import Panel
+panel, large = Panel(), io.BytesIO()
+Image.fromarray(np.tile(np.arange(250, dtype=np.uint8), (4000, 20))).save(large, "PNG", compress_level=1)
+panel.ask({str(film)!r}, ["pytorch-cnn"])
+now = 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1])
+resource.setrlimit(resource.RLIMIT_AS, (now + 100_000_000, resource.RLIM_INFINITY))
+for _ in range(2):
+    try:
+        panel.ask(large.getvalue(), ["pytorch-cnn"], name="large")
+    except InvalidImage as error:
+        print(error)
+    print(*panel.ask({str(film)!r}, ["pytorch-cnn"]).predictions)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    said = "The film needs more memory than there is: scale it down first."
+    assert done.stdout.splitlines() == [said, "pytorch-cnn"] * 2, done.stderr
