@@ -139,21 +139,23 @@ def _too_large(what):
 
 def _decode(image):
     """Pillow image -> array [H, W] or [H, W, C], with only the pixel values that models may see."""
-    if image.width * image.height > MAX_PIXELS:  # before any pixel is decoded
-        raise InvalidImage(_too_large(f"A picture of {image.width}x{image.height}"))
-    # A camera's MPO file is a JPEG with previews behind it; its first frame is the picture.
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-        raise InvalidImage(f"The file holds {image.n_frames} frames: save the one film as a still PNG.")
-    if image.mode == "CMYK":
-        raise InvalidImage("The picture is in print colours (CMYK): save it as greyscale or RGB.")
     try:
+        if image.width * image.height > MAX_PIXELS:  # before any pixel is decoded
+            raise InvalidImage(_too_large(f"A picture of {image.width}x{image.height}"))
+        # A camera's MPO file is a JPEG with previews behind it; its first frame is the picture.
+        if getattr(image, "is_animated", False) and image.format != "MPO":  # n_frames would walk them all
+            raise InvalidImage("The file holds several frames: save the one film as a still PNG.")
+        if image.mode == "CMYK":
+            raise InvalidImage("The picture is in print colours (CMYK): save it as greyscale or RGB.")
         image = ImageOps.exif_transpose(image)
         if image.mode in ("P", "PA"):
             image = image.convert("RGBA")
         elif image.mode == "1" or image.mode in ("La", "RGBa", "RGBX", "YCbCr", "LAB", "HSV"):
             image = image.convert({"1": "L", "La": "LA", "RGBa": "RGBA"}.get(image.mode, "RGB"))
         return np.asarray(image)
-    except Exception as error:  # Pillow's decoders raise many types on damaged data
+    except InvalidImage:
+        raise
+    except Exception as error:  # Pillow's readers raise many types on damaged data
         raise InvalidImage(_DAMAGED) from error
 
 

@@ -43,7 +43,7 @@ BAD_FILES = {
     "bomb.png": (_bomb(), "million pixels"),
     "animated.gif": (
         saved(_film, "GIF", save_all=True, append_images=[_film.rotate(90), _film.rotate(180)]),
-        "3 frames",
+        "several frames",
     ),
     "drawing.svg": (b'<svg xmlns="http://www.w3.org/2000/svg" width="99" height="99"/>', "SVG"),
     "cmyk.jpg": (saved(_film.convert("CMYK"), "JPEG"), "CMYK"),
