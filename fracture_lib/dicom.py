@@ -280,7 +280,7 @@ def _display(values, dataset, notices):
         return np.stack(channels, axis=-1)
     values = _unless_broken(_rescale, values, dataset, notices, _NO_RESCALE)
     values = _unless_broken(_window, values, dataset, notices, _NO_WINDOW)
-    return -values if dataset.PhotometricInterpretation == "MONOCHROME1" else values
+    return np.negative(values, out=values) if dataset.PhotometricInterpretation == "MONOCHROME1" else values
 
 
 def _unless_broken(step, values, dataset, notices, notice):
@@ -303,7 +303,11 @@ def _rescale(values, dataset):
     if dataset.get("ModalityLUTSequence"):
         return _look_up(values, dataset.ModalityLUTSequence[0], "LUT")
     slope, intercept = _number(dataset, "RescaleSlope", 1), _number(dataset, "RescaleIntercept", 0)
-    return values if (slope, intercept) == (1, 0) else values * slope + intercept
+    if (slope, intercept) == (1, 0):
+        return values
+    scaled = values * slope
+    scaled += intercept  # in place, here and below: a film can have 64 million pixels
+    return scaled
 
 
 def _window(values, dataset):
@@ -316,13 +320,20 @@ def _window(values, dataset):
     function = dataset.get("VOILUTFunction") or "LINEAR"
     if not (width >= 1 if function == "LINEAR" else width > 0):
         raise ValueError
-    if function == "SIGMOID":
-        return 1 / (1 + np.exp(-4 * (values - centre) / width))
     if function == "LINEAR":
         centre, width = centre - 0.5, max(width - 1, 1e-6)
-    elif function != "LINEAR_EXACT":
+    elif function not in ("LINEAR_EXACT", "SIGMOID"):
         raise ValueError
-    return np.clip((values - centre) / width + 0.5, 0, 1)
+    shown = values - centre
+    if function == "SIGMOID":
+        shown *= -4
+        shown /= width
+        np.exp(shown, out=shown)
+        shown += 1
+        return np.reciprocal(shown, out=shown)
+    shown /= width
+    shown += 0.5
+    return np.clip(shown, 0, 1, out=shown)
 
 
 def _number(dataset, keyword, default=None):
@@ -342,4 +353,9 @@ def _look_up(values, dataset, prefix):
     packed = len(raw.value) < 2 * entries  # one byte an entry, otherwise two
     kind = "u1" if packed else "<u2" if raw.is_little_endian else ">u2"
     table = np.frombuffer(raw.value, kind, entries).astype(np.float32)
-    return table[np.clip(values - first, 0, entries - 1).astype(np.intp)]
+    looked_up = np.empty_like(values)
+    for row, into in zip(
+        values, looked_up, strict=True
+    ):  # the indices of all rows would be the largest array
+        np.take(table, np.clip(row - first, 0, entries - 1).astype(np.intp), out=into)
+    return looked_up

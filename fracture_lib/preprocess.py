@@ -8,6 +8,7 @@ scales a film.
 
 import io
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,12 @@ __all__ = ["INPUT_SIZE", "PREPROCESSOR_CONFIG", "Film", "placement", "preprocess
 
 INPUT_SIZE = 128
 MIN_SIDE = 16  # the smallest film of the training data has 58 pixels on its short side
+MAX_SIDE = 65_535  # as many as a JPEG can have
 MAX_PIXELS = 64_000_000  # a 35 x 43 cm film scanned at 100 micrometres has 15 million
+MAX_BYTES = 64 * 2**20  # of a file: as many as the page takes
+MAX_SECONDS = 10  # of computing until a picture's last byte is read
+BLOCK = 200_000  # pixels that are turned grey at once
+MAX_EXIF = 65_535  # bytes, as many as one segment of a JPEG can have
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
 
 # Written beside every model as preprocessor_config.json and compared when one is loaded.
@@ -85,39 +91,70 @@ def read_film(source):
     """
     about = {}
     if isinstance(source, np.ndarray):
-        values = source
+        grey, colour = _grey(source)
     elif isinstance(source, Image.Image):
-        values = _decode(source)
+        grey, colour = _grey(_decode(source))
     elif isinstance(source, (str, os.PathLike, bytes, bytearray)):
         data = _read_bytes(source)
         if is_dicom(data):
             values, about = read_dicom(data, MAX_PIXELS)
+            grey, colour = _grey(values)
         else:
             with _open(data) as image:
-                values = _decode(image)
+                grey, colour = _grey(_decode(image))
     else:
         raise InvalidImage(
             f"A {type(source).__name__} is no picture: give a path, bytes, a Pillow image or an array."
         )
-    grey, colour = _grey(values)
     return Film(_scale(grey), colour, **about)
 
 
 def _read_bytes(source):
     if isinstance(source, (str, os.PathLike)):
         try:
-            source = Path(source).read_bytes()
+            with Path(source).open("rb") as file:
+                source = file.read(MAX_BYTES + 1)
         except (OSError, ValueError) as error:  # ValueError: a null byte in the path
             reason = getattr(error, "strerror", None) or error
             raise InvalidImage(f"Cannot open {Path(source).name!r}: {reason}.") from error
     if not source:
         raise InvalidImage("The file is empty (0 bytes): upload it again.")
+    if len(source) > MAX_BYTES:
+        raise InvalidImage(
+            f"The file has over {MAX_BYTES // 2**20} MB: export the one film, compressed or scaled down."
+        )
     return bytes(source)
 
 
+class _Bounded(io.BytesIO):
+    """The bytes of a picture, for readers that some files would keep busy for hours or fill the memory of.
+
+    A few MB can hold millions of comments, each of which Pillow appends to those before it, or thousands
+    of tags whose values are all the same MB.
+    """
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.until = time.thread_time() + MAX_SECONDS
+        self.left = 4 * len(data) + 1_000_000
+
+    def read(self, size=-1):
+        part = super().read(size)
+        self.left -= len(part)
+        if self.left < 0 or time.thread_time() > self.until:
+            raise InvalidImage("The picture takes too much time or memory to read: save it anew as PNG.")
+        return part
+
+
 def _open(data):
+    # Pillow would join the EXIF of many segments, which MAX_EXIF is there to prevent.
+    if data.startswith(b"\xff\xd8") and data.count(b"Exif\0\0") > 1:
+        first = data.index(b"Exif\0\0") + 6
+        data = data[:first] + data[first:].replace(b"Exif\0\0", b"exif\0\0")
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(_Bounded(data), formats=FORMATS)
+    except InvalidImage:
+        raise
     except Image.DecompressionBombError as error:
         raise InvalidImage(_too_large("The picture")) from error
     except Image.UnidentifiedImageError as error:
@@ -137,61 +174,90 @@ def _too_large(what):
     return f"{what} has over {MAX_PIXELS // 10**6} million pixels: scale it down first."
 
 
+def _check_size(what, width, height):
+    """Raise InvalidImage if a film has no such size."""
+    if min(width, height) < MIN_SIDE:
+        raise InvalidImage(
+            f"The picture is {width}x{height} pixels: a film needs at least {MIN_SIDE} a side."
+        )
+    if width * height > MAX_PIXELS:
+        raise InvalidImage(_too_large(f"{what} of {width}x{height}"))
+    if max(width, height) > MAX_SIDE:
+        raise InvalidImage(f"{what} of {width}x{height} is no film: cut it to at most {MAX_SIDE} a side.")
+
+
 def _decode(image):
-    """Pillow image -> array [H, W] or [H, W, C], with only the pixel values that models may see."""
+    """Pillow image -> one of 1 to 4 plain channels, upright, with only the pixels that models may see."""
     try:
-        if image.width * image.height > MAX_PIXELS:  # before any pixel is decoded
-            raise InvalidImage(_too_large(f"A picture of {image.width}x{image.height}"))
+        _check_size("A picture", *image.size)  # before any pixel is decoded
         # A camera's MPO file is a JPEG with previews behind it; its first frame is the picture.
         if getattr(image, "is_animated", False) and image.format != "MPO":  # n_frames would walk them all
             raise InvalidImage("The file holds several frames: save the one film as a still PNG.")
         if image.mode == "CMYK":
             raise InvalidImage("The picture is in print colours (CMYK): save it as greyscale or RGB.")
-        image = ImageOps.exif_transpose(image)
+        image.load()  # a PNG's EXIF may follow its pixels
+        if max(len(image.info.get(key, "")) for key in ("exif", "Raw profile type exif")) <= MAX_EXIF:
+            image = ImageOps.exif_transpose(image)
         if image.mode in ("P", "PA"):
             image = image.convert("RGBA")
         elif image.mode == "1" or image.mode in ("La", "RGBa", "RGBX", "YCbCr", "LAB", "HSV"):
             image = image.convert({"1": "L", "La": "LA", "RGBa": "RGBA"}.get(image.mode, "RGB"))
-        return np.asarray(image)
+        return image
     except InvalidImage:
         raise
     except Exception as error:  # Pillow's readers raise many types on damaged data
         raise InvalidImage(_DAMAGED) from error
 
 
-def _grey(values):
-    """Array [H, W] or [H, W, C] of numbers -> grey float32 [H, W] and its colour, as Film has it."""
-    if values.dtype.kind not in "uif":
-        raise InvalidImage(f"An array of {values.dtype} is no picture: use integers or floats.")
-    if values.ndim == 2:
-        values = values[..., None]
-    if values.ndim != 3 or values.shape[-1] not in (1, 2, 3, 4):
-        raise InvalidImage(f"An array of shape {values.shape} is no picture: use [H, W] or [H, W, 1 to 4].")
-    height, width, channels = values.shape
-    if min(height, width) < MIN_SIDE:
-        raise InvalidImage(
-            f"The picture is {width}x{height} pixels: a film needs at least {MIN_SIDE} a side."
-        )
-    if height * width > MAX_PIXELS:
-        raise InvalidImage(_too_large(f"An array of {width}x{height}"))
-    if not np.isfinite(values).all():
-        raise InvalidImage("The picture holds NaN or infinite values: replace them first.")
-    opaque = np.iinfo(values.dtype).max if values.dtype.kind in "ui" else 1.0
-    values = values.astype(np.float32)
-    grey, colour = values[..., 0], 0.0
-    if channels > 2:
-        rgb = values[..., :3]
-        # ITU-R 601 luma, as Pillow's own conversion to grey
-        grey = rgb @ np.float32([0.299, 0.587, 0.114])
-        colour = float(np.ptp(rgb, axis=-1).mean() / max(np.ptp(rgb), 1e-12))
-    if channels in (2, 4):
-        grey = grey * (values[..., -1] / np.float32(opaque))
-    return grey, colour
+def _grey(picture):
+    """Array [H, W] or [H, W, C] or plain Pillow image -> grey float32 [H, W] and its colour, as Film has it.
+
+    It goes by blocks of rows: a copy of all channels in float32 would be by far the largest thing in memory.
+    """
+    width, height, channels = _shape(picture)
+    grey, spread, low, high = np.empty((height, width), np.float32), 0.0, np.inf, -np.inf
+    step = max(1, BLOCK // width)
+    for top in range(0, height, step):
+        rows = slice(top, min(top + step, height))
+        values = _rows(picture, rows)
+        opaque = np.iinfo(values.dtype).max if values.dtype.kind in "ui" else 1.0
+        with np.errstate(over="ignore", invalid="ignore"):  # _scale finds what overflows
+            values = values.astype(np.float32).reshape(-1, width, channels)
+            grey[rows] = values[..., 0]
+            if channels > 2:
+                rgb = values[..., :3]
+                grey[rows] = rgb @ np.float32([0.299, 0.587, 0.114])  # ITU-R 601 luma, as Pillow's own
+                spread += float(np.ptp(rgb, axis=-1).sum(dtype=np.float64))
+                low, high = min(low, float(rgb.min())), max(high, float(rgb.max()))
+            if channels in (2, 4):
+                grey[rows] *= values[..., -1] / np.float32(opaque)
+    return grey, spread / (width * height) / max(high - low, 1e-12)
+
+
+def _shape(picture):
+    """Width, height and channels of an array, if it can be a picture, or of a Pillow image."""
+    if isinstance(picture, Image.Image):
+        return *picture.size, len(picture.getbands())
+    if picture.dtype.kind not in "uif":
+        raise InvalidImage(f"An array of {picture.dtype} is no picture: use integers or floats.")
+    height, width, channels = (*picture.shape, 1)[:3] if picture.ndim in (2, 3) else (0, 0, 0)
+    if channels not in (1, 2, 3, 4):
+        raise InvalidImage(f"An array of shape {picture.shape} is no picture: use [H, W] or [H, W, 1 to 4].")
+    _check_size("An array", width, height)
+    return width, height, channels
+
+
+def _rows(picture, rows):
+    if isinstance(picture, Image.Image):
+        return np.asarray(picture.crop((0, rows.start, picture.width, rows.stop)))
+    return picture[rows]
 
 
 def _scale(grey):
     low, high = float(grey.min()), float(grey.max())
-    if not high > low:
+    if not abs(high - low) <= np.finfo(np.float32).max:
+        raise InvalidImage("The picture holds NaN, infinite or nearly infinite values: replace them first.")
+    if high == low:
         raise InvalidImage("The picture is one flat tone: there is nothing to see in it.")
     scaled = grey - low
     scaled /= high - low  # in place, as fresh memory costs more than the arithmetic on it
