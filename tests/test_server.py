@@ -214,7 +214,7 @@ def test_mcp_takes_uploads_and_data_but_no_file_and_no_address(app, trap, film):
 
     for answered, called in zip(films.values(), asyncio.run(talk()), strict=True):
         assert called.isError is not answered
-        assert ('"probability"' in called.content[0].text) is answered
+        assert ("'probability'" in called.content[0].text) is answered
         assert SECRET.decode() not in called.content[0].text
     assert trap.asked == []
 
@@ -235,12 +235,12 @@ def test_no_name_of_a_file_leads_out_of_the_uploads(app, name):
 
 
 def test_every_answer_says_who_may_frame_it_and_nothing_uploaded_runs(app, film):
-    paths = {"/": 200, "/config": 200, f"{API}/info": 200, f"{API}/call/predict/none": None, "/nothing": 404}
+    paths = {"/": 200, "/config": 200, f"{API}/info": 200, "/nothing": 404}
     for name in ("page.html", "drawing.svg", "text.xml", "film.png"):
         paths[f"{API}/file=" + quote(uploaded(app, name, b"<script>alert(1)</script>")["path"])] = 200
     for path, expected in paths.items():
         status, headers, _ = ask(app, path)
-        assert expected in (None, status), path
+        assert status == expected, path
         policy = headers["content-security-policy"]
         assert "frame-ancestors 'self' https://huggingface.co https://*.hf.space;" in policy
         assert headers["x-content-type-options"] == "nosniff"
@@ -331,7 +331,7 @@ DEEP = [b"[" * depth + b"]" * depth for depth in (200, 900, 100_000)]
 WRONG = {
     "film": [5, "film.png", [], {}, [[]], {"path": None}, described(None), True],
     "films": [5, "film.png", [5], [[[]]], [None], {}, [described("a"), [described("b")]]],
-    "model": ["unknown", 5, [], {}, ["resnet50", "pytorch-cnn"]],
+    "model": ["unknown", 5],
     "top_k": ["three", "NaN", -1, 0, 11, None, [], {}, 10**400],
 }
 RAW = [b"NaN", b"1e400", b"-1e400", b"Infinity", *DEEP]
@@ -344,7 +344,7 @@ def test_an_input_of_the_wrong_type_is_a_sentence(app, film, verb):
     data = [[good] if several else good, *VERBS[verb]]
     names = ["films" if several else "film", *(["model"] if verb == "predict" else []), "top_k"]
     cases = [[*data[:i], w, *data[i + 1 :]] for i, name in enumerate(names) for w in WRONG[name]]
-    for case in [*cases, [], data * 9]:
+    for case in [*cases, []]:
         event, told = call(app, verb, case)
         assert event == "error" and len(told["error"]) > 20, (case, told)
     for i in range(len(names)):
@@ -379,9 +379,16 @@ def test_a_request_that_fits_no_route_is_refused(app, path, body):
     assert json.loads(told)["detail"]
 
 
+def test_an_answer_that_nobody_asked_for_is_cut_off_without_a_traceback(app):
+    with pytest.raises(http.client.HTTPException):
+        ask(app, f"{API}/call/predict/none")
+
+
 def test_an_error_of_our_own_is_logged_without_its_message(monkeypatch, capsys):
+    message = "cannot open Jane Doe.png"
+
     async def fail(*_, **__):
-        raise OSError("cannot open Jane Doe.png")
+        raise OSError(message)
 
     monkeypatch.setattr(server.gr.Blocks, "process_api", fail)
     with pytest.raises(server.gr.Error, match="Something went wrong"):

@@ -80,13 +80,12 @@ def guard(app):
             check(int(Headers(scope=scope).get("content-length", 0)))
             await app(scope, counted, with_headers)
         except Exception as error:
-            if answered:
-                raise
             if not isinstance(error, HTTPException):
                 print("A request failed:", type(error).__name__, file=sys.stderr)
                 error = HTTPException(400, UNFIT)
-            answer = JSONResponse({"detail": error.detail}, error.status_code)
-            await answer(scope, receive, with_headers)
+            if not answered:  # else the server cuts the answer off
+                answer = JSONResponse({"detail": error.detail}, error.status_code)
+                await answer(scope, receive, with_headers)
 
     return guarded
 
