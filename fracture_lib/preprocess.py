@@ -8,7 +8,6 @@ scales a film.
 
 import io
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +22,12 @@ __all__ = ["INPUT_SIZE", "PREPROCESSOR_CONFIG", "Film", "placement", "preprocess
 INPUT_SIZE = 128
 MIN_SIDE = 16  # the smallest film of the training data has 58 pixels on its short side
 MAX_SIDE = 65_535  # as many as a JPEG can have
-MAX_PIXELS = 64_000_000  # a 35 x 43 cm film scanned at 100 micrometres has 15 million
+MAX_PIXELS = (
+    40_000_000  # 15 million in a 35 x 43 cm film scanned at 100 micrometres; WebP takes 20 bytes each
+)
 MAX_BYTES = 64 * 2**20  # of a file: as many as the page takes
-MAX_SECONDS = 10  # of computing until a picture's last byte is read
+MAX_GIF = 2 * 2**20  # bytes: Pillow takes a time that goes with the square of a comment's length
+MAX_READS = 50_000  # of parts of a picture's file: a PNG of 64 MB in the usual pieces needs 25,000
 BLOCK = 200_000  # pixels that are turned grey at once
 MAX_EXIF = 65_535  # bytes, as many as one segment of a JPEG can have
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
@@ -129,20 +131,19 @@ def _read_bytes(source):
 class _Bounded(io.BytesIO):
     """The bytes of a picture, for readers that some files would keep busy for hours or fill the memory of.
 
-    A few MB can hold millions of comments, each of which Pillow appends to those before it, or thousands
-    of tags whose values are all the same MB.
+    A few MB can hold millions of empty parts, or thousands of tags whose values are all the same MB.
     """
 
     def __init__(self, data):
         super().__init__(data)
-        self.until = time.thread_time() + MAX_SECONDS
-        self.left = 4 * len(data) + 1_000_000
+        self.reads, self.bytes = MAX_READS, 4 * len(data) + 1_000_000
 
     def read(self, size=-1):
         part = super().read(size)
-        self.left -= len(part)
-        if self.left < 0 or time.thread_time() > self.until:
-            raise InvalidImage("The picture takes too much time or memory to read: save it anew as PNG.")
+        self.reads -= 1
+        self.bytes -= len(part)
+        if self.reads < 0 or self.bytes < 0:
+            raise InvalidImage("The picture's file is in too many parts: save it as a new PNG.")
         return part
 
 
@@ -151,6 +152,8 @@ def _open(data):
     if data.startswith(b"\xff\xd8") and data.count(b"Exif\0\0") > 1:
         first = data.index(b"Exif\0\0") + 6
         data = data[:first] + data[first:].replace(b"Exif\0\0", b"exif\0\0")
+    if data.startswith(b"GIF8") and len(data) > MAX_GIF:
+        raise InvalidImage(f"The GIF has over {MAX_GIF // 2**20} MB: save it as PNG.")
     try:
         return Image.open(_Bounded(data), formats=FORMATS)
     except InvalidImage:
