@@ -306,7 +306,7 @@ def _rescale(values, dataset):
     if (slope, intercept) == (1, 0):
         return values
     scaled = values * slope
-    scaled += intercept  # in place, here and below: a film can have 64 million pixels
+    scaled += intercept  # in place, here and below: a film can have 40 million pixels
     return scaled
 
 

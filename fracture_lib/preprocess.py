@@ -258,7 +258,7 @@ def _rows(picture, rows):
 
 def _scale(grey):
     low, high = float(grey.min()), float(grey.max())
-    if not abs(high - low) <= np.finfo(np.float32).max:
+    if not abs(high - low) <= float(np.finfo(np.float32).max):
         raise InvalidImage("The picture holds NaN, infinite or nearly infinite values: replace them first.")
     if high == low:
         raise InvalidImage("The picture is one flat tone: there is nothing to see in it.")

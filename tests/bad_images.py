@@ -20,18 +20,36 @@ def saved(image, kind="PNG", **options):
     return buffer.getvalue()
 
 
+def _chunk(kind, data=b""):
+    body = kind + data
+    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+
 def _bomb():
     """A PNG header that announces 20,000 x 20,000 pixels, in a few bytes."""
-
-    def chunk(kind, data):
-        body = kind + data
-        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
     header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT") + _chunk(b"IEND")
+
+
+def _many_tags():
+    """A TIFF's header with 2,000 tags, whose values are all the same 100 kB."""
+    tags = b"".join(struct.pack("<HHII", tag, 1, 100_000, 0) for tag in range(1000, 3000))
+    return struct.pack("<2sHIH", b"II", 42, 8, 2000) + tags + bytes(100_000)
+
+
+def _second_directory():
+    """A TIFF whose second directory is empty, which Pillow takes for a frame without a size."""
+    data = bytearray(saved(_film, "TIFF"))
+    directory = int.from_bytes(data[4:8], "little")
+    entries = int.from_bytes(data[directory : directory + 2], "little")
+    after = directory + 2 + 12 * entries
+    data[after : after + 4] = len(data).to_bytes(4, "little")
+    return bytes(data) + bytes(6)
 
 
 _film = draw_film("Spiral", width=64, height=96)
+_animated = saved(_film, "GIF", save_all=True, append_images=[_film.rotate(90), _film.rotate(180)])
+_png, _jpeg = saved(_film), saved(_film, "JPEG")
 
 BAD_FILES = {
     "text.png": (b"this is a note, not a film", "not a picture"),
@@ -41,10 +59,14 @@ BAD_FILES = {
     "empty.png": (b"", "empty"),
     "one-pixel.png": (saved(Image.new("L", (1, 1)), "PNG"), "1x1"),
     "bomb.png": (_bomb(), "million pixels"),
-    "animated.gif": (
-        saved(_film, "GIF", save_all=True, append_images=[_film.rotate(90), _film.rotate(180)]),
-        "several frames",
-    ),
+    "animated.gif": (_animated, "several frames"),
+    "cut-in-the-second-frame.gif": (_animated[: _animated.rindex(b"!\xf9") + 1], "damaged"),
+    "second-directory.tif": (_second_directory(), "several frames"),
+    "chunks.png": (_png[:33] + 30_000 * _chunk(b"teSt") + _png[33:], "too many parts"),
+    "comments.jpg": (_jpeg[:2] + 30_000 * b"\xff\xfe\0\2" + _jpeg[2:], "too many parts"),
+    "tags.tif": (_many_tags(), "too many parts"),
+    "comment.gif": (saved(_film, "GIF", comment=b"") + bytes(2**21), "GIF has over 2 MB"),
+    "strip.png": (saved(Image.new("1", (65_536, 16))), "at most 65535 a side"),
     "drawing.svg": (b'<svg xmlns="http://www.w3.org/2000/svg" width="99" height="99"/>', "SVG"),
     "cmyk.jpg": (saved(_film.convert("CMYK"), "JPEG"), "CMYK"),
     "report.dcm": (bytes(128) + b"DICM", "no picture"),
@@ -54,6 +76,8 @@ BAD_FILES = {
 BAD_ARRAYS = {
     "nan": (np.full((64, 64), np.nan), "NaN"),
     "one infinity": (np.where(np.eye(64) > 0, np.inf, 0), "infinite"),
+    "nearly infinite": (np.linspace(-3e38, 3e38, 4096, dtype=np.float32).reshape(64, 64), "infinite"),
+    "beyond float32": (np.linspace(0, 1e300, 4096).reshape(64, 64), "infinite"),
     "text": (np.full((64, 64), "x"), "<U1"),
     "objects": (np.full((64, 64), None), "object"),
     "complex": (np.ones((64, 64), complex), "complex128"),

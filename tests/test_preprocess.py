@@ -5,6 +5,7 @@ from PIL import Image
 
 from fracture_lib import InvalidImage, preprocess, read_film
 from fracture_lib.drawing import draw_film
+from fracture_lib.preprocess import BLOCK, MAX_BYTES, MAX_EXIF
 
 
 @pytest.fixture
@@ -85,6 +86,57 @@ def test_transparent_pixels_are_black(film):
     rgba[:60, :, 3] = 0
     assert (read_film(rgba).pixels[:60] == 0).all()
     np.testing.assert_array_equal(read_film(Image.fromarray(rgba, "RGBA")).pixels, read_film(rgba).pixels)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", ["u1", "u2", "i4", "f4", "f8"])
+def test_turning_grey_by_blocks_changes_no_bit(kind, channels):
+    """The same as arithmetic on the whole picture, which has two blocks and a part of one."""
+    shape = (2 * BLOCK // 400 + 9, 400, channels)
+    values = np.random.default_rng(0).uniform(0, 1 if kind[0] == "f" else 200, shape).astype(kind)
+    opaque = 1 if kind[0] == "f" else np.iinfo(kind).max
+    whole = values.astype(np.float32)
+    grey = whole[..., 0] if channels < 3 else whole[..., :3] @ np.float32([0.299, 0.587, 0.114])
+    if channels in (2, 4):
+        grey = grey * (whole[..., -1] / np.float32(opaque))
+    low, high = float(grey.min()), float(grey.max())
+    expected = np.clip((grey - low) / (high - low), 0, 1)
+    read = read_film(values)
+    assert read.pixels.tobytes() == expected.tobytes()
+    if channels > 2:
+        rgb = whole[..., :3]
+        assert read.colour == pytest.approx(np.ptp(rgb, axis=-1).mean() / np.ptp(rgb), rel=1e-4)
+    if kind == "u1":
+        picture = Image.fromarray(values.squeeze())
+        assert read_film(picture).pixels.tobytes() == expected.tobytes()
+
+
+def test_exif_longer_than_a_jpegs_is_left_alone(film):
+    """Pillow's reader would copy parts of it without end."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "m" * MAX_EXIF
+    np.testing.assert_array_equal(preprocess(saved(film, exif=exif)), preprocess(film))
+
+
+def test_only_the_first_exif_of_a_jpeg_counts(film):
+    upright, turned = saved(film, "JPEG"), Image.Exif()
+    turned[0x0112] = 6
+    data = saved(film, "JPEG", exif=turned)
+    expected = preprocess(data)
+    assert (expected != preprocess(upright)).any()
+    start = data.index(b"Exif\0\0")
+    end = start - 2 + int.from_bytes(data[start - 2 : start])
+    again = data[:end] + 9 * (b"\xff\xe1\xff\xff" + b"Exif\0\0" + bytes(65527)) + data[end:]
+    np.testing.assert_array_equal(preprocess(again), expected)
+
+
+def test_a_file_that_is_too_large_is_not_read_whole(tmp_path):
+    path = tmp_path / "large.dcm"
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    for source in (path, bytes(MAX_BYTES + 1)):
+        with pytest.raises(InvalidImage, match="over 64 MB"):
+            preprocess(source)
 
 
 def test_a_cameras_file_with_a_preview_behind_it_is_read(film):
