@@ -354,8 +354,7 @@ def _look_up(values, dataset, prefix):
     kind = "u1" if packed else "<u2" if raw.is_little_endian else ">u2"
     table = np.frombuffer(raw.value, kind, entries).astype(np.float32)
     looked_up = np.empty_like(values)
-    for row, into in zip(
-        values, looked_up, strict=True
-    ):  # the indices of all rows would be the largest array
+    # By rows, as the indices of all at once would be the largest array of a film's.
+    for row, into in zip(values, looked_up, strict=True):
         np.take(table, np.clip(row - first, 0, entries - 1).astype(np.intp), out=into)
     return looked_up

@@ -22,9 +22,8 @@ __all__ = ["INPUT_SIZE", "PREPROCESSOR_CONFIG", "Film", "placement", "preprocess
 INPUT_SIZE = 128
 MIN_SIDE = 16  # the smallest film of the training data has 58 pixels on its short side
 MAX_SIDE = 65_535  # as many as a JPEG can have
-MAX_PIXELS = (
-    40_000_000  # 15 million in a 35 x 43 cm film scanned at 100 micrometres; WebP takes 20 bytes each
-)
+# A 35 x 43 cm film scanned at 100 micrometres has 15 million; reading WebP takes 20 bytes of memory each.
+MAX_PIXELS = 40_000_000
 MAX_BYTES = 64 * 2**20  # of a file: as many as the page takes
 MAX_GIF = 2 * 2**20  # bytes: Pillow takes a time that goes with the square of a comment's length
 MAX_READS = 50_000  # of parts of a picture's file: a PNG of 64 MB in the usual pieces needs 25,000
