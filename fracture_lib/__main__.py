@@ -10,9 +10,11 @@ import os
 import sys
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from fracture_lib.cards import TEMPLATE, percent, write_card, write_results_table
 from fracture_lib.classifier import check_top_k
-from fracture_lib.config import read_json, write_json
+from fracture_lib.config import read_json, to_json, write_json
 from fracture_lib.errors import FractureError
 from fracture_lib.hub import BUNDLE
 from fracture_lib.panel import Panel
@@ -34,7 +36,7 @@ def main(arguments=None):
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # a folder that cannot be written, a full disk
+    except (OSError, SafetensorError) as error:  # a folder that cannot be written, a full disk
         return _complain(error)
 
 
@@ -171,7 +173,7 @@ def _evaluate(options):
         options.out.parent.mkdir(parents=True, exist_ok=True)
     report = evaluate(options.model, options.data, options.split, options.runtime, options.apart_from)
     if options.out:
-        write_json(options.out, report)
+        options.out.write_text(to_json(report), encoding="utf-8")
     _summarise(report)
     if "clean" in report:
         _summarise({**report, "protocol": f"no near copy in {options.apart_from}", **report["clean"]})

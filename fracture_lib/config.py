@@ -7,7 +7,7 @@ from fracture_lib.errors import InvalidModel
 from fracture_lib.labels import ID2LABEL, LABEL2ID, check_id2label
 from fracture_lib.preprocess import PREPROCESSOR_CONFIG
 
-__all__ = ["read_config", "read_evaluation", "read_json", "write_config", "write_json"]
+__all__ = ["read_config", "read_evaluation", "read_json", "to_json", "write_config", "write_json"]
 
 # What the page shows of every evaluation.json.
 _SHOWN = ("model", "protocol", "n", "metrics", "per_class", "confusion_matrix", "reliability", "selective")
@@ -78,4 +78,11 @@ def read_json(path):
 
 
 def write_json(path, content):
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write a JSON file of a model; one that is there stays whole until the new one is."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(to_json(content), encoding="utf-8")
+    partial.replace(path)
+
+
+def to_json(content):
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

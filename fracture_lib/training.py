@@ -297,12 +297,14 @@ def _cached_views(learner, recipe, pixels, path, seed):
     if not path.exists():
         shape = (recipe.cached_views, len(pixels), *learner.features(pixels[:1]).shape[1:])
         partial = path.with_suffix(".partial")
-        views = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
-        for v in tqdm(range(len(views)), desc="frozen features", unit="view"):
-            rng = np.random.default_rng((seed, v))
-            seen = np.stack([augment(film[0], recipe.augmentation, rng) for film in pixels])
-            views[v] = _features(learner, seen[:, None])
-        views.flush()
+        with partial.open("wb") as file:  # not a memory map: a full disk would end the process at once
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": "<f2", "fortran_order": False, "shape": shape}
+            )
+            for v in tqdm(range(shape[0]), desc="frozen features", unit="view"):
+                rng = np.random.default_rng((seed, v))
+                seen = np.stack([augment(film[0], recipe.augmentation, rng) for film in pixels])
+                file.write(_features(learner, seen[:, None]).astype("<f2").tobytes())
         partial.replace(path)
     return np.load(path, mmap_mode="r")
 

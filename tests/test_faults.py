@@ -4,10 +4,16 @@ What belongs to one module is beside its other tests: a Hub that fails in test_h
 """
 
 import json
+import os
+import resource
 import shutil
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -17,8 +23,10 @@ from safetensors.numpy import load_file, save_file
 
 import fracture_lib
 from fracture_lib import InvalidModel
+from fracture_lib.__main__ import main
 from fracture_lib.hub import BUNDLE
 from fracture_lib.panel import EVERYONE, Panel
+from fracture_lib.recipes import RECIPES
 from fracture_lib.refusal import _known
 from fracture_lib.registry import MODELS
 
@@ -178,3 +186,140 @@ for _ in range(2):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     said = "The film needs more memory than there is: scale it down first."
     assert done.stdout.splitlines() == [said, "pytorch-cnn"] * 2, done.stderr
+
+
+# ---- a full disk
+
+
+@contextmanager
+def room(size):
+    """Let no file of this process grow beyond `size` bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+class Learner:
+    """The least that `fracture_lib.training` asks of a backend: one layer on eight pixels."""
+
+    def __init__(self, recipe, seed, pretrained):
+        self.weights = [np.zeros((8, 10), np.float32)]
+
+    def features(self, pixels):
+        return pixels
+
+    def step(self, features, targets, learning_rate, seed):
+        self.weights = [self.weights[0] + learning_rate * self._eight(features).T @ targets]
+        return 0.0
+
+    def logits(self, features):
+        return self._eight(features) @ self.weights[0]
+
+    def _eight(self, features):
+        return features.reshape(len(features), -1)[:, 64 :: 128 * 16]
+
+    def get_weights(self):
+        return self.weights
+
+    def set_weights(self, arrays):
+        self.weights = arrays
+
+    def get_optimizer(self):
+        return [np.zeros(100_000, np.float32)]  # larger than the room that there is
+
+    def set_optimizer(self, arrays):
+        pass
+
+    def save(self, folder):
+        for path in (BUNDLE / "pytorch-cnn").iterdir():
+            if path.name in ("model.onnx", "model.safetensors", "head.safetensors"):
+                shutil.copy(path, folder)
+
+
+@pytest.mark.parametrize(
+    ("views", "size"), [(0, 50_000), (3, 500)], ids=["checkpoint", "features of the frozen trunk"]
+)
+def test_training_on_a_full_disk_is_one_sentence_and_goes_on_when_there_is_room(
+    film_folder, tmp_path, monkeypatch, capsys, views, size
+):
+    monkeypatch.setattr("fracture_lib.training.import_module", lambda _: SimpleNamespace(Learner=Learner))
+    monkeypatch.setitem(RECIPES, "pytorch-cnn", replace(RECIPES["pytorch-cnn"], cached_views=views))
+    arguments = ["train", "--model", "pytorch-cnn", "--data", str(film_folder), "--out", str(tmp_path)]
+    arguments += ["--folds", "2", "--held-out", "1", "--epochs", "1"]
+    with room(size):
+        assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "error: " in error and "File too large" in error and "Traceback" not in error
+    assert main(arguments) == 0
+    assert fracture_lib.load(tmp_path).evaluation["n"] == 20
+
+
+def test_a_push_from_a_full_disk_changes_nothing_and_goes_through_when_there_is_room(hub, capsys):
+    repo = "someone/full-disk"
+    hub.add(repo, BUNDLE / "pytorch-cnn")
+    before = hub.files(repo)
+    with room(1000):
+        assert main(["push", "--model", "pytorch-cnn", "--repo", repo]) == 1
+    assert f"error: cannot see what {repo} holds now: " in capsys.readouterr().err
+    assert hub.files(repo) == before
+    assert main(["push", "--model", "pytorch-cnn", "--repo", repo]) == 0
+
+
+# ---- a kill
+
+
+def command(*arguments, **environment):
+    """Start the command line."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "fracture_lib", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def kill_when(process, condition):
+    """SIGKILL a process as soon as `condition()` holds."""
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+
+
+def test_a_push_killed_in_mid_upload_leaves_the_repository_as_it_was_and_the_next_goes_through(hub):
+    repo = "someone/killed-push"
+    hub.add(repo, {"config.json": b"{}"})
+    before = hub.files(repo)
+    hub.uploads.clear()
+    hub.requests.clear()
+    hub.fail("PUT", "/lfs/", seconds=5)
+    push = ("push", "--model", "pytorch-cnn", "--repo", repo)
+    kill_when(command(*push), lambda: any(method == "PUT" for method, _ in hub.requests))
+    assert hub.files(repo) == before
+    assert main(list(push)) == 0
+    assert hub.files(repo)["model.onnx"] == (BUNDLE / "pytorch-cnn" / "model.onnx").read_bytes()
+
+
+def test_a_download_killed_half_way_leaves_nothing_in_the_way_of_the_next(hub, film, tmp_path):
+    repo = "someone/killed-download"
+    sha = hub.add(repo, BUNDLE / "pytorch-cnn")
+    hub.requests.clear()
+    hub.fail("GET", "/resolve/.*model.onnx", stall=60)
+    ask = ("predict", film, "--json", "--model", repo)
+
+    def half_there():
+        asked = any(method == "GET" and path.endswith("model.onnx") for method, path in hub.requests)
+        return asked and any(tmp_path.rglob("*.incomplete"))
+
+    kill_when(command(*ask, HF_HOME=str(tmp_path)), half_there)
+    out, _ = command(*ask, HF_HOME=str(tmp_path)).communicate()
+    answer = json.loads(out)
+    assert sha[:12] in answer["source"]
+    first = fracture_lib.load("pytorch-cnn").predict(film).scores[0]
+    assert answer["scores"][0] == {"label": first.label, "probability": first.probability}
