@@ -22,8 +22,9 @@ from starlette.middleware import Middleware
 from fracture_lib.drawing import draw_film
 from fracture_lib.labels import CLASSES
 from fracture_lib.page import about_models, endpoints, many_films, one_film, views
-from fracture_lib.page.server import MAX_FILE, Page, guard, keep_clean
+from fracture_lib.page.server import Page, guard, keep_clean
 from fracture_lib.panel import Panel
+from fracture_lib.preprocess import MAX_BYTES
 
 EXAMPLES = ("Spiral", "Comminuted", "Hairline", "Greenstick")
 INTRODUCTION = f"""# Fracture type from an X-ray
@@ -80,7 +81,7 @@ def main():
             css=views.CSS,
             js=views.JS,
             ssr_mode=False,
-            max_file_size=MAX_FILE,
+            max_file_size=MAX_BYTES,
             app_kwargs={"middleware": [Middleware(guard)]},
             run_history=False,  # films' names would stay in the browser
             enable_monitoring=False,

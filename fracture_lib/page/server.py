@@ -17,9 +17,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-__all__ = ["MAX_FILE", "Page", "guard", "keep_clean", "sweep"]
+__all__ = ["Page", "guard", "keep_clean", "sweep"]
 
-MAX_FILE = 64_000_000  # bytes of one upload
 MAX_BODY = 4_000_000  # bytes of any other request; the paths of 200 films are a tenth of it
 RESERVE = 1_000_000_000  # bytes of disk that uploads leave free
 
