@@ -173,7 +173,7 @@ def _evaluate(options):
         options.out.parent.mkdir(parents=True, exist_ok=True)
     report = evaluate(options.model, options.data, options.split, options.runtime, options.apart_from)
     if options.out:
-        options.out.write_text(to_json(report), encoding="utf-8")
+        options.out.write_text(to_json(report), encoding="utf-8")  # it may be a pipe
     _summarise(report)
     if "clean" in report:
         _summarise({**report, "protocol": f"no near copy in {options.apart_from}", **report["clean"]})

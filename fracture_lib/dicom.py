@@ -78,7 +78,7 @@ def read_dicom(data, max_pixels):
             notices.append(f"The file holds {frames} frames: only the first is used.")
         values = _display(_decode(dataset, max_pixels), dataset, notices)
         modality = str(dataset.get("Modality"))
-    except InvalidImage:
+    except (InvalidImage, MemoryError):
         raise
     except Exception:  # pydicom and the decoders raise many types on damaged data
         raise InvalidImage(_DAMAGED) from None  # their messages quote elements

@@ -155,7 +155,7 @@ def _open(data):
         raise InvalidImage(f"The GIF has over {MAX_GIF // 2**20} MB: save it as PNG.")
     try:
         return Image.open(_Bounded(data), formats=FORMATS)
-    except InvalidImage:
+    except (InvalidImage, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise InvalidImage(_too_large("The picture")) from error
@@ -205,7 +205,7 @@ def _decode(image):
         elif image.mode == "1" or image.mode in ("La", "RGBa", "RGBX", "YCbCr", "LAB", "HSV"):
             image = image.convert({"1": "L", "La": "LA", "RGBa": "RGBA"}.get(image.mode, "RGB"))
         return image
-    except InvalidImage:
+    except (InvalidImage, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise many types on damaged data
         raise InvalidImage(_DAMAGED) from error

@@ -58,10 +58,14 @@ def build(panel):
         # Gradio copies the two files to its own cache, which it clears, before the folder goes.
         with tempfile.TemporaryDirectory() as folder:
             paths = [Path(folder) / "fracture-types.csv", Path(folder) / "fracture-types.html"]
-            paths[0].write_text(to_csv(rows), encoding="utf-8")
             results = [result for _, result, _ in rows if result]
-            paths[1].write_text(views.report(results, date.today().isoformat()), encoding="utf-8")
-            ready = [gr.update(value=str(path), visible=True) for path in paths]
+            try:
+                paths[0].write_text(to_csv(rows), encoding="utf-8")
+                paths[1].write_text(views.report(results, date.today().isoformat()), encoding="utf-8")
+                ready = [gr.update(value=str(path), visible=True) for path in paths]
+            except OSError:
+                told += " There is no room for the files to download: try again in twenty minutes."
+                ready = [hidden, hidden]
             yield views.message(told), _table(rows), *ready
 
     start.click(
