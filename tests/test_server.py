@@ -276,7 +276,7 @@ def test_a_request_that_does_not_say_its_size_is_measured(app):
     before = files(app)
     head = part("big.png", b"").removesuffix(b"\r\n")
     kind = f"multipart/form-data; boundary={BOUNDARY}"
-    assert in_chunks(app, f"{API}/upload", kind, head, bytes(1_000_000), 66)[0] == 413
+    assert in_chunks(app, f"{API}/upload", kind, head, bytes(1_000_000), 70)[0] == 413
     assert files(app) == before
     status, told = in_chunks(app, f"{API}/call/predict", "application/json", b"[", b"[" * 100_000, 50)
     assert status == 413 and b"send at most 4 MB" in told
