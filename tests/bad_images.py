@@ -60,7 +60,7 @@ BAD_FILES = {
     "one-pixel.png": (saved(Image.new("L", (1, 1)), "PNG"), "1x1"),
     "bomb.png": (_bomb(), "million pixels"),
     "animated.gif": (_animated, "several frames"),
-    "cut-in-the-second-frame.gif": (_animated[: _animated.rindex(b"!\xf9") + 1], "damaged"),
+    "cut-in-the-second-frame.gif": (_animated[: _animated.index(b"!\xf9") + 1], "damaged"),
     "second-directory.tif": (_second_directory(), "several frames"),
     "chunks.png": (_png[:33] + 30_000 * _chunk(b"teSt") + _png[33:], "too many parts"),
     "comments.jpg": (_jpeg[:2] + 30_000 * b"\xff\xfe\0\2" + _jpeg[2:], "too many parts"),

@@ -31,7 +31,7 @@ from fracture_lib.drawing import draw_film
 
 SECONDS = 2  # of this process's own computing, the fastest of three times; waiting does not count
 BYTES = 1_000_000_000  # resident
-HANGS = 120  # seconds without an answer
+HANGS = 300  # seconds without an answer
 INTERESTING = (0, 1, 127, 128, 255, 256, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
 
@@ -230,28 +230,31 @@ def findings(count, workers):
             process = context.Process(target=work, args=(theirs, numbers), daemon=True)
             process.start()
             theirs.close()
-            at[ours] = process, numbers, numbers[0]
+            at[ours] = process, numbers[0], time.monotonic()
 
     for first in range(workers):
         start(range(first, count, workers))
     while at:
-        for connection in wait(list(at), HANGS) or list(at):
-            process, numbers, number = at.pop(connection)
-            try:
-                if not connection.poll():
+        wait(list(at), HANGS)
+        for connection, (process, number, heard) in list(at.items()):
+            if not connection.poll():
+                if time.monotonic() - heard > HANGS:
                     process.kill()
+                continue
+            try:
                 number, said = connection.recv()
-                at[connection] = process, numbers, number
+                at[connection] = process, number, time.monotonic()
             except EOFError:
+                del at[connection]
                 process.join()
                 if process.exitcode == 0:
                     continue
-                said = f"{mutant(number)[0]}: ended its process ({process.exitcode}), or hung"
+                said = f"{mutant(number)[0]}: ended its process ({process.exitcode}; -9 if it hung)"
                 start(range(number + workers, count, workers))
             if said:
                 found[number] = said
                 print(f"{number}: {said}", flush=True)
-            if number % 10_000 == 0:
+            elif number % 10_000 == 0:
                 print(f"{number} of {count}", flush=True)
     return found
 
