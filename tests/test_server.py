@@ -332,7 +332,7 @@ DEEP = [b"[" * depth + b"]" * depth for depth in (200, 900, 100_000)]
 WRONG = {
     "film": [5, "film.png", [], {}, [[]], {"path": None}, described(None), True],
     "films": [5, "film.png", [5], [[[]]], [None], {}, [described("a"), [described("b")]]],
-    "model": ["unknown", 5],
+    "model": ["unknown", 5, None, [], {}, ["resnet50"]],
     "top_k": ["three", "NaN", -1, 0, 11, None, [], {}, 10**400],
 }
 RAW = [b"NaN", b"1e400", b"-1e400", b"Infinity", *DEEP]

@@ -77,6 +77,8 @@ def build(panel):
             check_top_k(top_k)
             if not film:
                 raise FractureError("There is no film: give one.")
+            if not all(name in EVERYONE for name in names):  # gr.Dropdown lets lists through
+                raise FractureError(f"There is no such model: use {', '.join(EVERYONE)}.")
             return panel.ask(film, names, anyway=anyway).to_dict(top_k)
 
     # Components, not gr.api, which knows no files: what they declare is the endpoints' schema.
