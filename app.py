@@ -76,7 +76,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="drawn-films-") as folder:
         page = build_page(panel, draw_examples(Path(folder)))
         Thread(target=keep_clean, args=(uploads, *CLEAN), daemon=True).start()
-        page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE).launch(
+        page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE, api_open=False).launch(
             theme=THEME,
             css=views.CSS,
             js=views.JS,

@@ -163,12 +163,21 @@ def test_no_address_of_the_page_leads_out(app, trap, path):
             f"gradio_api/{p}"
             for p in ("deep_link?session_hash=x", "run-history/buckets", "runs", "dev/reload")
         ),
-        *(f"gradio_api/{p}" for p in ("component_server", "run/predict", "api/predict", "profiling/traces")),
+        *(f"gradio_api/{p}" for p in ("component_server", "api/predict", "profiling/traces")),
     ],
 )
 def test_routes_that_the_page_has_no_use_for_are_closed(app, path):
     for body in (None, b"{}"):
         assert ask(app, f"/{path}", body)[0] == 404
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_verb_is_called_past_the_queue(app, film, verb):
+    sent = uploaded(app, "film.png", film.read_bytes())
+    data = [[sent] if verb == "predict_batch" else sent, *VERBS[verb]]
+    status, _, told = ask(app, f"{API}/run/{verb}", json.dumps({"data": data}).encode())
+    assert status == 404 and b"queue" in told
+    assert call(app, verb, data)[0] == "complete"
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -24,12 +24,13 @@ RESERVE = 1_000_000_000  # bytes of disk that uploads leave free
 
 API = "/gradio_api/"
 FILE, UPLOAD = f"{API}file=", f"{API}upload"
-# What a browser, gradio_client and MCP ask for. Everything else, such as a proxy, a video editor and calls
-# past the queue, is closed: it answers as if it were not there.
+# What a browser, gradio_client and MCP ask for. Everything else, such as a proxy and a video editor, is closed:
+# it answers as if it were not there.
 OPEN = {"/", "/config", "/theme.css", "/manifest.json", "/robots.txt", "/favicon.ico"}
 OPEN_API = {"info", "openapi.json", "app_id", "theme.css", "startup-events", "upload", "upload_progress"}
 OPEN_API |= {"queue/join", "queue/data", "queue/status", "cancel", "reset", "mcp"}
 OPEN_FOLDERS = ("/assets/", "/static/", "/svelte/", f"{API}call/", f"{API}heartbeat/", f"{API}mcp/", FILE)
+OPEN_FOLDERS += (f"{API}run/",)  # for examples that are picked; app.py has Gradio refuse all else there
 
 UNFIT = "This is not what can be asked: /gradio_api/info lists it, with the inputs of each."
 FAILED = "Something went wrong here, not with the film: try again, or report it."
