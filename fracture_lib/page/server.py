@@ -24,8 +24,8 @@ RESERVE = 1_000_000_000  # bytes of disk that uploads leave free
 
 API = "/gradio_api/"
 FILE, UPLOAD = f"{API}file=", f"{API}upload"
-# What a browser, gradio_client and MCP ask for. Everything else, such as a proxy and a video editor, is closed:
-# it answers as if it were not there.
+# What a browser, gradio_client and MCP ask for. Everything else, such as a proxy and a video editor, answers
+# as if it were not there.
 OPEN = {"/", "/config", "/theme.css", "/manifest.json", "/robots.txt", "/favicon.ico"}
 OPEN_API = {"info", "openapi.json", "app_id", "theme.css", "startup-events", "upload", "upload_progress"}
 OPEN_API |= {"queue/join", "queue/data", "queue/status", "cancel", "reset", "mcp"}
