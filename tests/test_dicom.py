@@ -442,7 +442,7 @@ def spoilt():
         ),
         "high-throughput JPEG 2000": (packed(codestream, film, "1.2.840.10008.1.2.4.201"), "rare way"),
         "a palette without tables": (dicom(film, PhotometricInterpretation="PALETTE COLOR"), "damaged"),
-        "a deflated bomb": (deflated[:head] + zeros, "256 MB"),
+        "a deflated bomb": (deflated[:head] + zeros, "160 MB"),
         "damaged deflation": (deflated[: head + 40] + b"\xff" * 40, "damaged"),
         "a codestream of 32768x32768": (packed(bytes(larger), RAMP.astype("u2"), JPEG_2000), "damaged"),
         "an endless box": (packed(box + codestream[:40], RAMP.astype("u2"), JPEG_2000), "damaged"),
