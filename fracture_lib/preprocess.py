@@ -224,7 +224,7 @@ def _grey(picture):
         values = _rows(picture, rows)
         opaque = np.iinfo(values.dtype).max if values.dtype.kind in "ui" else 1.0
         with np.errstate(over="ignore", invalid="ignore"):  # _scale finds what overflows
-            values = values.astype(np.float32).reshape(-1, width, channels)
+            values = values.astype(np.float32, copy=False).reshape(-1, width, channels)
             grey[rows] = values[..., 0]
             if channels > 2:
                 rgb = values[..., :3]
