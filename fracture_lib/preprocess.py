@@ -29,6 +29,7 @@ MAX_GIF = 2 * 2**20  # bytes: Pillow takes a time that goes with the square of a
 MAX_READS = 50_000  # of parts of a picture's file: a PNG of 64 MB in the usual pieces needs 25,000
 BLOCK = 200_000  # pixels that are turned grey at once
 MAX_EXIF = 65_535  # bytes, as many as one segment of a JPEG can have
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
 
 # Written beside every model as preprocessor_config.json and compared when one is loaded.
@@ -192,6 +193,11 @@ def _decode(image):
     """Pillow image -> one of 1 to 4 plain channels, upright, with only the pixels that models may see."""
     try:
         _check_size("A picture", *image.size)  # before any pixel is decoded
+        tags = getattr(image, "tag_v2", {})
+        if (
+            tags.get(TILE_WIDTH, 0) * tags.get(TILE_LENGTH, 0) > MAX_PIXELS
+        ):  # decoded whole, however little shows
+            raise InvalidImage(_too_large("A tile of the TIFF"))
         # A camera's MPO file is a JPEG with previews behind it; its first frame is the picture.
         if getattr(image, "is_animated", False) and image.format != "MPO":  # n_frames would walk them all
             raise InvalidImage("The file holds several frames: save the one film as a still PNG.")

@@ -31,10 +31,16 @@ def _bomb():
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT") + _chunk(b"IEND")
 
 
-def _many_tags():
-    """A TIFF's header with 2,000 tags, whose values are all the same 100 kB."""
-    tags = b"".join(struct.pack("<HHII", tag, 1, 100_000, 0) for tag in range(1000, 3000))
-    return struct.pack("<2sHIH", b"II", 42, 8, 2000) + tags + bytes(100_000)
+def _tiff(entries):
+    """A TIFF of a directory alone: rows of tag, type, count, value or offset."""
+    rows = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + rows + bytes(4)
+
+
+def _huge_tile():
+    """A TIFF of 64x64 pixels in the corner of one tile of 30,000 x 30,000."""
+    tags = {256: 64, 257: 64, 258: 8, 259: 8, 262: 1, 277: 1, 322: 30_000, 323: 30_000, 324: 8, 325: 99}
+    return _tiff([(tag, 4, 1, value) for tag, value in tags.items()])
 
 
 def _second_directory():
@@ -64,7 +70,12 @@ BAD_FILES = {
     "second-directory.tif": (_second_directory(), "several frames"),
     "chunks.png": (_png[:33] + 30_000 * _chunk(b"teSt") + _png[33:], "too many parts"),
     "comments.jpg": (_jpeg[:2] + 30_000 * b"\xff\xfe\0\2" + _jpeg[2:], "too many parts"),
-    "tags.tif": (_many_tags(), "too many parts"),
+    # 2,000 tags whose values are all the same 100 kB
+    "tags.tif": (
+        _tiff([(tag, 1, 100_000, 0) for tag in range(1000, 3000)]) + bytes(100_000),
+        "too many parts",
+    ),
+    "tile.tif": (_huge_tile(), "tile of the TIFF has over 40 million"),
     "comment.gif": (saved(_film, "GIF", comment=b"") + bytes(2**21), "GIF has over 2 MB"),
     "strip.png": (saved(Image.new("1", (65_536, 16))), "at most 65535 a side"),
     "drawing.svg": (b'<svg xmlns="http://www.w3.org/2000/svg" width="99" height="99"/>', "SVG"),
