@@ -194,9 +194,8 @@ def _decode(image):
     try:
         _check_size("A picture", *image.size)  # before any pixel is decoded
         tags = getattr(image, "tag_v2", {})
-        if (
-            tags.get(TILE_WIDTH, 0) * tags.get(TILE_LENGTH, 0) > MAX_PIXELS
-        ):  # decoded whole, however little shows
+        # A tile is decoded whole, however little of it shows.
+        if tags.get(TILE_WIDTH, 0) * tags.get(TILE_LENGTH, 0) > MAX_PIXELS:
             raise InvalidImage(_too_large("A tile of the TIFF"))
         # A camera's MPO file is a JPEG with previews behind it; its first frame is the picture.
         if getattr(image, "is_animated", False) and image.format != "MPO":  # n_frames would walk them all
