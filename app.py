@@ -22,7 +22,7 @@ from starlette.middleware import Middleware
 from fracture_lib.drawing import draw_film
 from fracture_lib.labels import CLASSES
 from fracture_lib.page import about_models, endpoints, many_films, one_film, views
-from fracture_lib.page.server import Page, guard, keep_clean
+from fracture_lib.page.server import Page, claim, guard, keep_clean
 from fracture_lib.panel import Panel
 from fracture_lib.preprocess import MAX_BYTES
 
@@ -69,6 +69,7 @@ def build_page(panel, examples):
 
 def main():
     uploads = Path(os.environ["GRADIO_TEMP_DIR"])
+    _lock = claim(uploads)  # held until the end
     atexit.register(shutil.rmtree, uploads, ignore_errors=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped either way, it deletes its folders
     panel = Panel()

@@ -1,8 +1,10 @@
 """Our path beside what a user would pick instead: `python -m benchmarks.inference`, a table a thread count.
 
 Ours is a film's whole way: decode a 640x640 JPEG, preprocess, infer, map, top k. The others get the model's
-input ready made and give logits alone: they are bare inference. All of a column take turns, round after round
-in one process, so that a busy machine slows them alike; each cell is the median.
+input ready made and give logits alone: they are bare inference. All of a column take turns in one process,
+each round in another order, so that a busy machine and an engine whose threads go on spinning slow them
+alike. A cell holds two ratios, of the median and of the least time, which other work on the machine changes
+less; in brackets the milliseconds of both.
 """
 
 import argparse
@@ -11,6 +13,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from random import Random
 from statistics import median
 from time import perf_counter
 
@@ -122,15 +125,23 @@ def keras(name, pixels, threads):
 
 
 def measure(contenders, rounds, warm_up):
-    """{name: function} -> {name: median seconds} over interleaved rounds."""
+    """{name: function} -> {name: (median, least) seconds} over interleaved rounds."""
     seconds = {name: [] for name in contenders}
+    order = list(contenders)
     for turn in range(warm_up + rounds):
-        for name, function in contenders.items():
+        Random(turn).shuffle(order)
+        for name in order:
             start = perf_counter()
-            function()
+            contenders[name]()
             if turn >= warm_up:
                 seconds[name].append(perf_counter() - start)
-    return {name: median(times) for name, times in seconds.items()}
+    return {name: (median(times), min(times)) for name, times in seconds.items()}
+
+
+def cell(times, base):
+    """Two ratios of times to those of `base`, and their milliseconds."""
+    ratios = " / ".join(f"{time / other:.2f}" for time, other in zip(times, base, strict=True))
+    return f"{ratios} ({' / '.join(f'{1000 * time:.1f}' for time in times)})"
 
 
 def compare(threads, rounds, batches):
@@ -144,16 +155,13 @@ def compare(threads, rounds, batches):
             contenders = ours(name, batch, data)
             for build in (onnx_runtime, openvino, framework):
                 contenders |= build(name, pixels, threads)
-            columns[name, batch] = measure(contenders, rounds if batch == 1 else max(3, rounds // 8), 3)
+            columns[name, batch] = measure(contenders, rounds if batch == 1 else max(3, rounds // 8), 1)
     print(f"\nOthers with {threads} thread{'s' * (threads > 1)}: times ours (ms)\n", flush=True)
     print("| | " + " | ".join(f"`{name}`, {batch}" for name, batch in columns) + " |")
     print("| --- " * (len(columns) + 1) + "|")
     for contender in dict.fromkeys(c for times in columns.values() for c in times):
         cells = [
-            f"{times[contender] / times[OURS]:.2f} ({1000 * times[contender]:.1f})"
-            if contender in times
-            else ""
-            for times in columns.values()
+            cell(times[contender], times[OURS]) if contender in times else "" for times in columns.values()
         ]
         print(f"| {contender} | " + " | ".join(cells) + " |", flush=True)
 
@@ -166,23 +174,23 @@ def parts(rounds):
     pixels = fracture_lib.preprocess(jpeg)[None, None]
     bare = {}
     for name in MODELS:
-        bare |= {name: onnx_runtime(name, pixels, 1)["ONNX Runtime"]}
+        bare[name] = onnx_runtime(name, pixels, 1)["ONNX Runtime"]
 
     def infer_all():
         for infer in bare.values():
             infer()
 
+    bare_row = "the three models' bare inference by ONNX Runtime"
     rows = {
-        "the three models' bare inference": infer_all,
+        bare_row: infer_all,
         "the panel: one film read, judged, three models, ensemble, maps": lambda: panel.ask(jpeg, name="x"),
         "read and preprocess a 640x640 JPEG": lambda: fracture_lib.preprocess(jpeg),
         "read and preprocess a 3000x2500 16-bit DICOM": lambda: fracture_lib.preprocess(dicom),
     }
     times = measure(rows, rounds, 3)
-    base = times["the three models' bare inference"]
-    print("\n| one thread | times bare inference | ms |\n| --- | --- | --- |")
+    print("\n| one thread | times the first |\n| --- | --- |")
     for row, seconds in times.items():
-        print(f"| {row} | {seconds / base:.2f} | {1000 * seconds:.1f} |", flush=True)
+        print(f"| {row} | {cell(seconds, times[bare_row])} |", flush=True)
 
 
 def main():

@@ -59,7 +59,7 @@ def running_app(log):
 
 
 def ask(connection, name, data):
-    """Upload a film, ask all models; return "answered", "busy" or the error that the page gave."""
+    """Upload a film, ask all models; return "answered", "busy", "refused" (in a sentence) or what came."""
     body = (
         f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
         + data
@@ -79,7 +79,10 @@ def ask(connection, name, data):
     if status == 503:
         return "busy"
     events = _send(connection, "GET", f"/call/compare/{json.loads(told)['event_id']}")[1].decode()
-    return "answered" if "event: complete" in events else events.strip().splitlines()[-1]
+    if "event: complete" in events:
+        return "answered"
+    told = json.loads(events.strip().rpartition("data: ")[2])
+    return "refused" if told and told["error"] else events
 
 
 def _send(connection, method, path, body=None, headers=None):
@@ -214,7 +217,7 @@ def soak(app, port, films, minutes):
     row(*["---"] * 9)
     for tenth in range(1, 11):
         _, outcomes = crowd(port, mixed, 4, 6 * minutes)
-        answered, refused = outcomes["answered"], sum(n for o, n in outcomes.items() if "data: " in o)
+        answered, refused = outcomes["answered"], outcomes["refused"]
         other = outcomes.total() - answered - refused
         row(f"{tenth * minutes / 10:g}", outcomes.total(), answered, refused, other, *status(app))
 

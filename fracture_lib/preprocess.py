@@ -229,8 +229,10 @@ def _grey(picture):
         values = _rows(picture, rows)
         opaque = np.iinfo(values.dtype).max if values.dtype.kind in "ui" else 1.0
         with np.errstate(over="ignore", invalid="ignore"):  # _scale finds what overflows
-            values = values.astype(np.float32, copy=False).reshape(-1, width, channels)
+            values = values.reshape(-1, width, channels)
             grey[rows] = values[..., 0]
+            if channels > 1:
+                values = values.astype(np.float32, copy=False)
             if channels > 2:
                 rgb = values[..., :3]
                 grey[rows] = rgb @ np.float32([0.299, 0.587, 0.114])  # ITU-R 601 luma, as Pillow's own
@@ -268,6 +270,6 @@ def _scale(grey):
         raise InvalidImage("The picture holds NaN, infinite or nearly infinite values: replace them first.")
     if high == low:
         raise InvalidImage("The picture is one flat tone: there is nothing to see in it.")
-    scaled = grey - low
-    scaled /= high - low  # in place, as fresh memory costs more than the arithmetic on it
-    return np.clip(scaled, 0, 1, out=scaled)
+    grey -= low  # in place, as fresh memory costs more than the arithmetic on it
+    grey /= grey.max()  # not high - low, which is rounded otherwise: so nothing exceeds 1
+    return grey

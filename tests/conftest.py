@@ -51,7 +51,7 @@ def pixels():
 
 def pytest_addoption(parser):
     parser.addoption("--screenshots", metavar="DIR", help="where the README's screenshots are written")
-    parser.addoption("--fuzz", metavar="N", type=int, default=2000, help="how many damaged files are read")
+    parser.addoption("--fuzz", metavar="N", type=int, default=500, help="how many damaged files are read")
 
 
 _until_the_end = ExitStack()

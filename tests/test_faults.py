@@ -7,24 +7,33 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from http.client import HTTPException
 from pathlib import Path
 from types import SimpleNamespace
 
+import gradio as gr
 import numpy as np
 import onnx
 import pytest
+from bad_images import saved
+from conftest import running_app
 from onnx import numpy_helper
+from PIL import Image
 from safetensors.numpy import load_file, save_file
+from test_server import App, call, files, part, upload, uploaded
 
 import fracture_lib
 from fracture_lib import InvalidModel
 from fracture_lib.__main__ import main
 from fracture_lib.hub import BUNDLE
+from fracture_lib.page import many_films
 from fracture_lib.panel import EVERYONE, Panel
 from fracture_lib.recipes import RECIPES
 from fracture_lib.refusal import _known
@@ -268,6 +277,100 @@ def test_a_push_from_a_full_disk_changes_nothing_and_goes_through_when_there_is_
     assert main(["push", "--model", "pytorch-cnn", "--repo", repo]) == 0
 
 
+def test_a_batch_on_a_full_disk_is_answered_without_files_to_download(film):
+    with gr.Blocks() as page:
+        many_films.build(Panel())
+    [run] = [f.fn for f in page.fns.values() if f.name == "run"]
+    with room(500):
+        *_, (told, table, *downloads) = run([str(film)], False)
+    assert "no room for the files" in told and film.name in table
+    assert [button["visible"] for button in downloads] == [False, False]
+
+
+# ---- a server in need
+
+
+@contextmanager
+def running_server(folder):
+    """(App, its process's number) of a page of its own that keeps its uploads below `folder`."""
+    told = folder.parent / "pid.txt"
+    start = f"import app, os, pathlib; pathlib.Path({str(told)!r}).write_text(str(os.getpid())); app.main()"
+    settings = {"GRADIO_TEMP_DIR": str(folder), "PYTHONPATH": str(ROOT)}
+    log = folder.parent / "log.txt"
+    with running_app(log, command=["-c", start], **settings) as url:
+        yield App(url, log, folder, None), int(told.read_text())
+
+
+@contextmanager
+def limit(pid, which, most):
+    """Lower a limit of another process for a while."""
+    before = resource.prlimit(pid, which)
+    resource.prlimit(pid, which, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, which, before)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server") / "uploads"
+    folder.mkdir()
+    with running_server(folder) as started:
+        yield started
+
+
+def ask(app, sent, verb="compare"):
+    return call(app, verb, [sent, 3, False])
+
+
+def test_a_page_with_too_little_memory_for_a_huge_film_says_so_and_answers_the_next(server, film):
+    app, pid = server
+    large = saved(Image.fromarray(np.tile(np.arange(250, dtype=np.uint8), (6000, 24))), compress_level=0)
+    assert ask(app, uploaded(app, "film.png", film.read_bytes()))[0] == "complete"
+    status = Path(f"/proc/{pid}/status").read_text()
+    now = 1024 * int(status.split("VmSize:")[1].split()[0])
+    with limit(pid, resource.RLIMIT_AS, now + 100_000_000):
+        for _ in range(2):
+            event, told = ask(app, uploaded(app, "large.png", large))
+            assert event == "error" and "needs more memory than there is" in told["error"]
+            assert ask(app, uploaded(app, "film.png", film.read_bytes()))[0] == "complete"
+
+
+def test_an_upload_to_a_full_disk_is_one_sentence_and_the_next_arrives(server, film):
+    app, pid = server
+    before = files(app)
+    with limit(pid, resource.RLIMIT_FSIZE, 500):
+        status, told = upload(app, part("film.png", os.urandom(3_000_000)))
+    assert status == 507 and "no room for uploads now" in told and files(app) == before
+    assert ask(app, uploaded(app, "film.png", film.read_bytes()))[0] == "complete"
+
+
+def test_a_server_killed_in_mid_batch_harms_no_other_and_leaves_no_film(tmp_path, film):
+    """Two on one folder; the one that is started next deletes what the killed one could not."""
+    folder = tmp_path / "uploads"
+    folder.mkdir()
+    with (
+        running_server(folder) as (one, pid),
+        running_app(tmp_path / "two.txt", GRADIO_TEMP_DIR=str(folder)) as url,
+    ):
+        two = App(url, None, folder, None)
+        kept = uploaded(two, "film.png", film.read_bytes())
+        batch = [uploaded(one, f"{i}.png", film.read_bytes()) for i in range(200)]
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(ask, one, batch, "predict_batch")
+            time.sleep(1)
+            assert not answer.done()
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises((HTTPException, OSError)):
+                answer.result()
+        assert ask(two, kept)[0] == "complete"
+        assert Path(batch[0]["path"]).exists()
+        with running_app(tmp_path / "three.txt", GRADIO_TEMP_DIR=str(folder)):
+            assert not Path(batch[0]["path"]).exists()
+        assert ask(two, kept)[0] == "complete"
+
+
 # ---- a kill
 
 
@@ -323,3 +426,21 @@ def test_a_download_killed_half_way_leaves_nothing_in_the_way_of_the_next(hub, f
     assert sha[:12] in answer["source"]
     first = fracture_lib.load("pytorch-cnn").predict(film).scores[0]
     assert answer["scores"][0] == {"label": first.label, "probability": first.probability}
+
+
+def test_a_training_killed_in_the_middle_goes_on_to_the_same_weights(film_folder, tmp_path):
+    """The whole command as a process of its own; test_training does it for both frameworks."""
+
+    def train(out):
+        settings = ("--folds", 2, "--held-out", 1, "--epochs", 1)
+        return command("train", "--model", "pytorch-cnn", "--data", film_folder, "--out", out, *settings)
+
+    killed = tmp_path / "killed"
+    kill_when(train(killed), (killed / "checkpoints" / "fold-0.safetensors").exists)
+    assert not (killed / "evaluation.json").exists()
+    both = [train(out) for out in (killed, tmp_path / "whole")]
+    for process in both:
+        out, _ = process.communicate()
+        assert process.returncode == 0, out
+    weights = [(out / "model.safetensors").read_bytes() for out in (killed, tmp_path / "whole")]
+    assert weights[0] == weights[1]

@@ -242,7 +242,7 @@ def test_an_example_answers(page):
     wait_for(page, draw_film("Hairline"))
 
 
-@pytest.mark.parametrize("name", BAD_FILES)
+@pytest.mark.parametrize("name", ["text.png", "bomb.png", "animated.gif", "report.dcm"])
 def test_a_bad_file_gets_a_sentence_and_a_good_one_still_works(page, film, tmp_path, name):
     data, word = BAD_FILES[name]
     path = tmp_path / name

@@ -431,7 +431,7 @@ def test_the_browser_keeps_no_history_of_films(app):
     assert config["run_history"] is False
 
 
-def test_sweeping_takes_what_is_old_and_leaves_what_is_kept(tmp_path):
+def test_sweeping_takes_what_is_old_and_leaves_what_is_kept(tmp_path, monkeypatch):
     kept, old = tmp_path / "example" / "kept.png", tmp_path / "a" / "b" / "old.png"
     outside = tmp_path.parent / "outside"
     outside.mkdir()
@@ -441,6 +441,13 @@ def test_sweeping_takes_what_is_old_and_leaves_what_is_kept(tmp_path):
     (tmp_path / "link").symlink_to(outside)
     server.sweep(tmp_path, 3600)
     assert old.exists()
+    clock = time.time()
+    for moved in (-7200, 7200):
+        (old.parent / f"{moved}.png").write_bytes(b"0")
+        monkeypatch.setattr(server.time, "time", lambda moved=moved: clock + moved)
+        server.sweep(tmp_path, 3600, {kept, old})
+        assert kept.exists() and old.exists() and not (old.parent / f"{moved}.png").exists()
+    monkeypatch.undo()
     server.sweep(tmp_path, -1, {kept})
     assert kept.exists() and (outside / "film.png").exists()
     assert not (tmp_path / "link").is_symlink() and not old.exists()
@@ -460,11 +467,11 @@ def test_whatever_was_uploaded_is_deleted_on_schedule(tmp_path, film):
         with socket.create_connection(urlsplit(address).netloc.split(":")) as cut:
             cut.sendall(head.encode() + part("cut.png", b"0" * 5000))
         deadline = time.monotonic() + 240
-        while left := [p for p in files(app) if not p.name.startswith("drawn-")]:
+        while left := [p for p in files(app) if not p.name.startswith(("drawn-", ".lock"))]:
             assert time.monotonic() < deadline, left
             time.sleep(0.2)
         assert not Path(never_used["path"]).exists()
-        assert len(files(app)) == 4  # the examples
+        assert len(files(app)) == 5  # the examples, and what says that the folder is in use
 
 
 # ---- what is shown

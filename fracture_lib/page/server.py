@@ -12,12 +12,13 @@ from contextlib import suppress
 from urllib.parse import unquote
 
 import gradio as gr
+from filelock import FileLock
 from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-__all__ = ["Page", "guard", "keep_clean", "sweep"]
+__all__ = ["Page", "claim", "guard", "keep_clean", "sweep"]
 
 MAX_BODY = 4_000_000  # bytes of any other request; the paths of 200 films are a tenth of it
 RESERVE = 1_000_000_000  # bytes of disk that uploads leave free
@@ -32,6 +33,7 @@ OPEN_API |= {"queue/join", "queue/data", "queue/status", "cancel", "reset", "mcp
 OPEN_FOLDERS = ("/assets/", "/static/", "/svelte/", f"{API}call/", f"{API}heartbeat/", f"{API}mcp/", FILE)
 OPEN_FOLDERS += (f"{API}run/",)  # for examples that are picked; app.py has Gradio refuse all else there
 
+FULL = "There is no room for uploads now: try again in twenty minutes."
 UNFIT = "This is not what can be asked: /gradio_api/info lists it, with the inputs of each."
 FAILED = "Something went wrong here, not with the film: try again, or report it."
 
@@ -56,7 +58,7 @@ def guard(app):
         def check(size):
             if path.rstrip("/") == UPLOAD:  # Gradio measures each file of it
                 if shutil.disk_usage(gr.utils.get_upload_folder()).free < RESERVE:
-                    raise HTTPException(507, "There is no room for uploads now: try again in twenty minutes.")
+                    raise HTTPException(507, FULL)
             elif size > MAX_BODY:
                 raise HTTPException(413, f"The request is too large: send at most {MAX_BODY // 10**6} MB.")
 
@@ -82,7 +84,8 @@ def guard(app):
         except Exception as error:
             if not isinstance(error, HTTPException):
                 print("A request failed:", type(error).__name__, file=sys.stderr)
-                error = HTTPException(400, UNFIT)
+                full = isinstance(error, OSError) and path.rstrip("/") == UPLOAD
+                error = HTTPException(507, FULL) if full else HTTPException(400, UNFIT)
             if not answered:  # else the server cuts the answer off
                 answer = JSONResponse({"detail": error.detail}, error.status_code)
                 await answer(scope, receive, with_headers)
@@ -130,11 +133,22 @@ def _not_fetched(file):
     return {**file, "path": unquote(path)}
 
 
+def claim(folder):
+    """Lock the uploads `folder` while this process lives; delete those beside it whose process was killed."""
+    lock = FileLock(folder / ".lock")
+    lock.acquire()
+    for other in folder.parent.glob("uploads-*/.lock"):
+        with suppress(OSError), FileLock(other, blocking=False):  # which fails while its process lives
+            shutil.rmtree(other.parent)
+    return lock
+
+
 def sweep(folder, age, keep=frozenset()):
     """Delete what in `folder` was last changed more than `age` seconds ago, but for the paths in `keep`."""
     for path in sorted(folder.rglob("*"), reverse=True):  # files before the folder that they are in
         with suppress(OSError):  # gone meanwhile, or a folder that is not empty
-            if path not in keep and time.time() - path.lstat().st_ctime > age:
+            # abs: where the clock was set back, a file is not kept until it is that time again.
+            if path not in keep and abs(time.time() - path.lstat().st_ctime) > age:
                 path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
