@@ -1,6 +1,7 @@
 """The page: `python app.py`. Its parts live in fracture_lib/page, the answers come from the panel."""
 
 import atexit
+import ctypes
 import os
 import shutil
 import signal
@@ -15,6 +16,18 @@ os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a second thread spins on another visitor's core
 # Gradio's own folder is shared with every other app on the machine, and what is in one any of them serves.
 os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="uploads-", dir=os.environ.get("GRADIO_TEMP_DIR"))
+# Else glibc keeps what each film, and each model while it was read, took: over 100 MB more, and growing.
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # malloc.h
+if mallopt := getattr(ctypes.pythonapi, "mallopt", None):
+    mallopt(M_MMAP_THRESHOLD, 2_000_000)
+    mallopt(M_ARENA_MAX, 2)
+
+from fracture_lib.panel import Panel
+
+if __name__ == "__main__":
+    # While Gradio is imported, which takes longer; and the memory that reading them takes is free before it.
+    panel = Panel()
+    Thread(target=panel.load_all, daemon=True).start()
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -23,7 +36,6 @@ from fracture_lib.drawing import draw_film
 from fracture_lib.labels import CLASSES
 from fracture_lib.page import about_models, endpoints, many_films, one_film, views
 from fracture_lib.page.server import Page, claim, guard, keep_clean
-from fracture_lib.panel import Panel
 from fracture_lib.preprocess import MAX_BYTES
 
 EXAMPLES = ("Spiral", "Comminuted", "Hairline", "Greenstick")
@@ -39,6 +51,7 @@ THEME = gr.themes.Default(primary_hue="blue").set(
 )
 AT_ONCE = 2  # films asked about at a time, on a core each: a Space has two
 WAITING = 32  # requests; the next is told at once that the page is busy
+VISITORS = 200  # whose films on show are kept, half a megabyte each; the one longest away asks again
 CLEAN = (300, 900)  # seconds: how often uploads are looked at, and the age at which they are deleted
 
 
@@ -67,13 +80,11 @@ def build_page(panel, examples):
     return page
 
 
-def main():
+def main(panel):
     uploads = Path(os.environ["GRADIO_TEMP_DIR"])
     _lock = claim(uploads)  # held until the end
     atexit.register(shutil.rmtree, uploads, ignore_errors=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped either way, it deletes its folders
-    panel = Panel()
-    Thread(target=panel.load_all, daemon=True).start()
     with tempfile.TemporaryDirectory(prefix="drawn-films-") as folder:
         page = build_page(panel, draw_examples(Path(folder)))
         Thread(target=keep_clean, args=(uploads, *CLEAN), daemon=True).start()
@@ -83,6 +94,7 @@ def main():
             js=views.JS,
             ssr_mode=False,
             max_file_size=MAX_BYTES,
+            state_session_capacity=VISITORS,
             app_kwargs={"middleware": [Middleware(guard)]},
             run_history=False,  # films' names would stay in the browser
             enable_monitoring=False,
@@ -92,4 +104,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(panel)

@@ -2,8 +2,8 @@
 
 Ours is a film's whole way: decode a 640x640 JPEG, preprocess, infer, map, top k. The others get the model's
 input ready made and give logits alone: they are bare inference. All of a column take turns in one process,
-each round in another order, so that a busy machine and an engine whose threads go on spinning slow them
-alike. A cell holds two ratios, of the median and of the least time, which other work on the machine changes
+each round in another order, so that a busy machine slows them alike, with a pause between, in which an
+engine's threads stop spinning. A cell holds two ratios, of the median and of the least time, which other work on the machine changes
 less; in brackets the milliseconds of both.
 """
 
@@ -15,17 +15,19 @@ import sys
 from functools import partial
 from random import Random
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 
 import numpy as np
 
 import fracture_lib
+from fracture_lib.backends import onnx
 from fracture_lib.drawing import draw_film
 from fracture_lib.hub import BUNDLE
 from fracture_lib.panel import Panel
 from fracture_lib.registry import MODELS
 
 OURS = "**ours, the whole path**"
+PAUSE = 0.02  # seconds
 
 
 def draw_jpeg():
@@ -38,11 +40,13 @@ def draw_jpeg():
 def draw_dicom():
     """The bytes of a DICOM file of 3000x2500 pixels of 16 bits, uncompressed, with a window."""
     from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian
+    from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
     tones = np.asarray(draw_film("Spiral", width=2500, height=3000), np.uint16) * 257
     dataset = FileDataset("", {}, file_meta=FileMetaDataset(), preamble=bytes(128))
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
     dataset.Rows, dataset.Columns = tones.shape
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
     dataset.BitsAllocated = dataset.BitsStored = 16
@@ -131,6 +135,7 @@ def measure(contenders, rounds, warm_up):
     for turn in range(warm_up + rounds):
         Random(turn).shuffle(order)
         for name in order:
+            sleep(PAUSE)
             start = perf_counter()
             contenders[name]()
             if turn >= warm_up:
@@ -146,6 +151,7 @@ def cell(times, base):
 
 def compare(threads, rounds, batches):
     """Print the table of one thread count; this process was started with it."""
+    onnx.THREADS = threads
     data = draw_jpeg()
     columns = {}
     for name, spec in MODELS.items():
@@ -156,7 +162,7 @@ def compare(threads, rounds, batches):
             for build in (onnx_runtime, openvino, framework):
                 contenders |= build(name, pixels, threads)
             columns[name, batch] = measure(contenders, rounds if batch == 1 else max(3, rounds // 8), 1)
-    print(f"\nOthers with {threads} thread{'s' * (threads > 1)}: times ours (ms)\n", flush=True)
+    print(f"\n{threads} thread{'s' * (threads > 1)}: times ours (ms)\n", flush=True)
     print("| | " + " | ".join(f"`{name}`, {batch}" for name, batch in columns) + " |")
     print("| --- " * (len(columns) + 1) + "|")
     for contender in dict.fromkeys(c for times in columns.values() for c in times):
@@ -166,7 +172,7 @@ def compare(threads, rounds, batches):
         print(f"| {contender} | " + " | ".join(cells) + " |", flush=True)
 
 
-def parts(rounds):
+def parts(threads, rounds):
     """Print what is not inference, and the three models with maps beside their bare inference."""
     jpeg, dicom = draw_jpeg(), draw_dicom()
     panel = Panel()
@@ -174,7 +180,7 @@ def parts(rounds):
     pixels = fracture_lib.preprocess(jpeg)[None, None]
     bare = {}
     for name in MODELS:
-        bare[name] = onnx_runtime(name, pixels, 1)["ONNX Runtime"]
+        bare[name] = onnx_runtime(name, pixels, threads)["ONNX Runtime"]
 
     def infer_all():
         for infer in bare.values():
@@ -188,7 +194,7 @@ def parts(rounds):
         "read and preprocess a 3000x2500 16-bit DICOM": lambda: fracture_lib.preprocess(dicom),
     }
     times = measure(rows, rounds, 3)
-    print("\n| one thread | times the first |\n| --- | --- |")
+    print("\n| | times the first (ms) |\n| --- | --- |")
     for row, seconds in times.items():
         print(f"| {row} | {cell(seconds, times[bare_row])} |", flush=True)
 
@@ -212,8 +218,7 @@ def main():
             subprocess.run(again, check=True, env=os.environ | settings)
         return
     compare(options.threads[0], options.rounds, options.batches)
-    if options.threads == [1]:
-        parts(options.rounds)
+    parts(options.threads[0], options.rounds)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from traceback import clear_frames
 
 import numpy as np
 from PIL import Image
@@ -107,7 +108,10 @@ class Panel:
             picture = Image.fromarray(np.uint8(255 * film.pixels))
             picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
             pixels = preprocess(film)
-        except MemoryError as error:
+        except (InvalidImage, MemoryError) as error:
+            _let_go(error)
+            if isinstance(error, InvalidImage):
+                raise
             raise InvalidImage("The film needs more memory than there is: scale it down first.") from error
         verdict, seen, unchecked = self._judge(film, pixels)
         asked = () if verdict.refused and not anyway else names
@@ -149,6 +153,13 @@ class Panel:
             except FractureError as error:
                 failures[ENSEMBLE] = str(error)
         return {n: self.classifier(n).prediction(answers[n]) for n in names if n in answers}, failures
+
+
+def _let_go(error):
+    """Free the films in the frames that an error came through, as servers hold errors for a while."""
+    while error:
+        clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def in_words(result):

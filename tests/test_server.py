@@ -18,9 +18,11 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import quote, urlsplit
 
+import gradio as gr
 import numpy as np
 import pytest
 from conftest import running_app
+from gradio_client import Client
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from test_dicom import dicom
@@ -410,8 +412,26 @@ def test_an_error_of_our_own_is_logged_without_its_message(monkeypatch, capsys):
 # ---- what is kept
 
 
+def test_no_session_is_kept_of_a_call_that_names_none_and_a_small_one_of_others():
+    with server.Page() as page:
+        box = gr.Textbox()
+        gr.Button().click(lambda text: text, box, box, api_name="echo")
+    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    sessions = page.state_holder.session_data
+    try:
+        for _ in range(3):
+            assert call(App(address, None, None, None), "echo", ["a"]) == ("complete", ["a"])
+        assert not sessions and not page.state_holder.time_last_used
+        client = Client(address, verbose=False)
+        assert client.predict("b", api_name="/echo") == "b"
+        [session] = sessions.values()
+        assert list(session.components) == []  # what Gradio keeps for deep links
+    finally:
+        page.close()
+
+
 def test_the_log_names_no_film_and_no_patient(app, film):
-    telling = dicom(np.asarray(draw_film("Oblique")), PatientName="Doe^Jane", PatientID="4711-0815")
+    telling = dicom(np.asarray(draw_film("Oblique")), PatientName="Doe^Jane", PatientID="MRN-4711")
     broken = {"Jane Doe 1.dcm": telling, "Jane Doe 2.dcm": telling[:700], "Jane Doe 3.png": b"Jane Doe"}
     films = [uploaded(app, name, data) for name, data in broken.items()]
     for one in [*films, described("/home/Jane Doe.png"), "Jane Doe"]:
@@ -423,7 +443,7 @@ def test_the_log_names_no_film_and_no_patient(app, film):
     assert call(app, "predict", [gone, "resnet50", 3, False])[0] == "error"
     ask(app, f"{API}/file=/home/Jane%20Doe.png")
     log = app.log.read_text()
-    assert "Running on" in log and not re.search("jane|doe|4711", log, re.IGNORECASE)
+    assert "Running on" in log and not re.search("jane|doe|mrn", log, re.IGNORECASE)
 
 
 def test_the_browser_keeps_no_history_of_films(app):
@@ -456,7 +476,7 @@ def test_sweeping_takes_what_is_old_and_leaves_what_is_kept(tmp_path, monkeypatc
 
 
 def test_whatever_was_uploaded_is_deleted_on_schedule(tmp_path, film):
-    soon = "import app; app.CLEAN = (1, 3); app.main()"
+    soon = "import app; app.CLEAN = (1, 3); app.main(app.Panel())"
     settings = {"GRADIO_TEMP_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     with running_app(tmp_path.parent / "clean.txt", command=["-c", soon], **settings) as address:
         app = App(address, None, tmp_path, None)

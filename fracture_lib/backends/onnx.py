@@ -14,6 +14,7 @@ __all__ = ["INPUT", "OUTPUTS", "finish_export", "load"]
 
 INPUT = "pixel_values"
 OUTPUTS = ("logits", "feature_map")
+THREADS = 2  # for one film, as a Space has two cores
 
 
 def load(folder):
@@ -26,9 +27,9 @@ def load(folder):
     if not path.exists():
         raise InvalidModel(f"{folder.name} has no model.onnx: export the model again.")
     options = onnxruntime.SessionOptions()
-    # Two threads wait for each other: where other work wants the cores, one answers ten times sooner,
-    # and two visitors at once still use both.
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = THREADS
+    # A thread that waits for the other by spinning takes the core from another visitor.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions share no public base

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 import gradio as gr
 from filelock import FileLock
+from gradio.blocks import BlocksConfig
 from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -99,8 +100,25 @@ def _is_open(path):
     return path in OPEN or path.removeprefix(API).rstrip("/") in OPEN_API or path.startswith(OPEN_FOLDERS)
 
 
+class _Config(BlocksConfig):
+    """What a page is made of, of which each session has a copy.
+
+    Gradio writes down the settings of all components for each, 150 kB in 10 ms, to make deep links of, whose
+    route is closed; and each call of a program is a session.
+    """
+
+    def __copy__(self):
+        session = super().__copy__()
+        session.config_for_block = lambda *_: {}
+        return session
+
+
 class Page(gr.Blocks):
-    """Blocks that fetch no address, and whose errors name no film in the log."""
+    """Blocks that fetch no address, name no film in the log and keep no session that ends with its call."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.default_config = _Config(self)
 
     async def preprocess_data(self, block_fn, inputs, *rest, **options):
         try:
@@ -112,8 +130,9 @@ class Page(gr.Blocks):
         except Exception as error:  # Gradio's own sentences hold what was given
             raise gr.Error(UNFIT, print_exception=False) from error
 
-    async def process_api(self, *arguments, **options):
+    async def process_api(self, *arguments, session_hash=None, event_id=None, **options):
         try:
+            options |= {"session_hash": session_hash, "event_id": event_id}
             return await super().process_api(*arguments, **options)
         except gr.Error:
             raise
@@ -121,6 +140,10 @@ class Page(gr.Blocks):
             trace = traceback.format_tb(error.__traceback__)
             print("Traceback, without the message:", *trace, type(error).__name__, file=sys.stderr)
             raise gr.Error(FAILED, print_exception=False) from error
+        finally:
+            if event_id and session_hash == event_id:  # of a call that named no session, so nobody comes back
+                self.state_holder.session_data.pop(session_hash, None)
+                self.state_holder.time_last_used.pop(session_hash, None)
 
 
 def _not_fetched(file):
