@@ -3,8 +3,8 @@
 Ours is a film's whole way: decode a 640x640 JPEG, preprocess, infer, map, top k. The others get the model's
 input ready made and give logits alone: they are bare inference. All of a column take turns in one process,
 each round in another order, so that a busy machine slows them alike, with a pause between, in which an
-engine's threads stop spinning. A cell holds two ratios, of the median and of the least time, which other work on the machine changes
-less; in brackets the milliseconds of both.
+engine's threads stop spinning. A cell holds two ratios, of the median and of the least time, which other work
+on the machine changes less; in brackets the milliseconds of both.
 """
 
 import argparse
