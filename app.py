@@ -51,7 +51,7 @@ THEME = gr.themes.Default(primary_hue="blue").set(
 )
 AT_ONCE = 2  # films asked about at a time, on a core each: a Space has two
 WAITING = 32  # requests; the next is told at once that the page is busy
-VISITORS = 200  # whose films on show are kept, half a megabyte each; the one longest away asks again
+VISITORS = 200  # whose film on show is kept, half a megabyte each; the one longest away has to ask again
 CLEAN = (300, 900)  # seconds: how often uploads are looked at, and the age at which they are deleted
 
 

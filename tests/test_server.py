@@ -422,6 +422,8 @@ def test_no_session_is_kept_of_a_call_that_names_none_and_a_small_one_of_others(
         for _ in range(3):
             assert call(App(address, None, None, None), "echo", ["a"]) == ("complete", ["a"])
         assert not sessions and not page.state_holder.time_last_used
+        queue = page._queue
+        assert len(queue.pending_event_ids_session) == len(queue.pending_messages_per_session) == 1
         client = Client(address, verbose=False)
         assert client.predict("b", api_name="/echo") == "b"
         [session] = sessions.values()

@@ -119,6 +119,7 @@ class Page(gr.Blocks):
     def __init__(self, **options):
         super().__init__(**options)
         self.default_config = _Config(self)
+        self._ended = set()  # calls that were sessions of their own, until somebody has fetched the answer
 
     async def preprocess_data(self, block_fn, inputs, *rest, **options):
         try:
@@ -141,9 +142,20 @@ class Page(gr.Blocks):
             print("Traceback, without the message:", *trace, type(error).__name__, file=sys.stderr)
             raise gr.Error(FAILED, print_exception=False) from error
         finally:
-            if event_id and session_hash == event_id:  # of a call that named no session, so nobody comes back
-                self.state_holder.session_data.pop(session_hash, None)
-                self.state_holder.time_last_used.pop(session_hash, None)
+            if event_id and session_hash == event_id:  # the call named no session, so nobody comes back to it
+                self._forget(event_id)
+
+    def _forget(self, session):
+        """Drop a session that has ended, and of those before it what the queue keeps beyond their answers."""
+        self.state_holder.session_data.pop(session, None)
+        self.state_holder.time_last_used.pop(session, None)
+        self._ended.add(session)
+        waiting, messages = self._queue.pending_event_ids_session, self._queue.pending_messages_per_session
+        # The queue forgets the messages of all but the latest sessions by itself.
+        for ended in [s for s in self._ended if not waiting.get(s) or s not in messages]:
+            self._ended.remove(ended)
+            waiting.pop(ended, None)
+            messages.pop(ended, None)
 
 
 def _not_fetched(file):
