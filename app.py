@@ -49,7 +49,7 @@ THEME = gr.themes.Default(primary_hue="blue").set(
     button_primary_background_fill_dark="*primary_600",
     color_accent="*primary_600",
 )
-AT_ONCE = 2  # films asked about at a time, on a core each: a Space has two
+AT_ONCE = 2  # films asked about at a time: a Space has two cores
 WAITING = 32  # requests; the next is told at once that the page is busy
 VISITORS = 200  # whose film on show is kept, half a megabyte each; the one longest away has to ask again
 CLEAN = (300, 900)  # seconds: how often uploads are looked at, and the age at which they are deleted
