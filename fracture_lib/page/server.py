@@ -131,9 +131,8 @@ class Page(gr.Blocks):
         except Exception as error:  # Gradio's own sentences hold what was given
             raise gr.Error(UNFIT, print_exception=False) from error
 
-    async def process_api(self, *arguments, session_hash=None, event_id=None, **options):
+    async def process_api(self, *arguments, **options):
         try:
-            options |= {"session_hash": session_hash, "event_id": event_id}
             return await super().process_api(*arguments, **options)
         except gr.Error:
             raise
@@ -142,8 +141,9 @@ class Page(gr.Blocks):
             print("Traceback, without the message:", *trace, type(error).__name__, file=sys.stderr)
             raise gr.Error(FAILED, print_exception=False) from error
         finally:
-            if event_id and session_hash == event_id:  # the call named no session, so nobody comes back to it
-                self._forget(event_id)
+            event = options.get("event_id")
+            if event and event == options.get("session_hash"):  # it named no session, so nobody comes back
+                self._forget(event)
 
     def _forget(self, session):
         """Drop a session that has ended, and of those before it what the queue keeps beyond their answers."""
