@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
@@ -85,7 +86,8 @@ def main(panel):
     _lock = claim(uploads)  # held until the end
     atexit.register(shutil.rmtree, uploads, ignore_errors=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped either way, it deletes its folders
-    with tempfile.TemporaryDirectory(prefix="drawn-films-") as folder:
+    # Gradio catches the interrupt only once it has launched.
+    with tempfile.TemporaryDirectory(prefix="drawn-films-") as folder, suppress(KeyboardInterrupt):
         page = build_page(panel, draw_examples(Path(folder)))
         Thread(target=keep_clean, args=(uploads, *CLEAN), daemon=True).start()
         page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE, api_open=False).launch(

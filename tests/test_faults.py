@@ -374,6 +374,15 @@ def test_a_server_killed_in_mid_batch_harms_no_other_and_leaves_no_film(tmp_path
         assert ask(two, kept)[0] == "complete"
 
 
+def test_a_page_stopped_while_it_still_starts_leaves_no_folder_and_no_traceback(tmp_path):
+    """It answers before Gradio has launched it; `running_app` looks for the traceback."""
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    with running_app(tmp_path / "log.txt", GRADIO_TEMP_DIR=str(uploads)):
+        pass
+    assert not list(uploads.glob("uploads-*"))
+
+
 # ---- a kill
 
 
