@@ -6,8 +6,8 @@ import os
 import shutil
 import signal
 import tempfile
-from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Thread
 
 # Before the imports that read them:
@@ -85,9 +85,11 @@ def main(panel):
     uploads = Path(os.environ["GRADIO_TEMP_DIR"])
     _lock = claim(uploads)  # held until the end
     atexit.register(shutil.rmtree, uploads, ignore_errors=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped either way, it deletes its folders
-    # Gradio catches the interrupt only once it has launched.
-    with tempfile.TemporaryDirectory(prefix="drawn-films-") as folder, suppress(KeyboardInterrupt):
+    # It deletes its folders however it is stopped. Not by KeyboardInterrupt, which gets lost in a destructor.
+    stopped = SimpleQueue()
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, lambda *_: stopped.put(None))
+    with tempfile.TemporaryDirectory(prefix="drawn-films-") as folder:
         page = build_page(panel, draw_examples(Path(folder)))
         Thread(target=keep_clean, args=(uploads, *CLEAN), daemon=True).start()
         page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE, api_open=False).launch(
@@ -102,7 +104,10 @@ def main(panel):
             enable_monitoring=False,
             mcp_server=True,
             footer_links=["api", "gradio", "settings"],
+            prevent_thread_lock=True,
         )
+        stopped.get()
+        page.close()
 
 
 if __name__ == "__main__":

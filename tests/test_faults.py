@@ -277,12 +277,23 @@ def test_a_push_from_a_full_disk_changes_nothing_and_goes_through_when_there_is_
     assert main(["push", "--model", "pytorch-cnn", "--repo", repo]) == 0
 
 
-def test_a_batch_on_a_full_disk_is_answered_without_files_to_download(film):
+@pytest.fixture
+def name_them_all():
+    """What the tab for many films does when it is told to."""
     with gr.Blocks() as page:
         many_films.build(Panel())
     [run] = [f.fn for f in page.fns.values() if f.name == "run"]
+    return run
+
+
+def test_a_batch_whose_films_were_deleted_meanwhile_says_so(name_them_all, film, tmp_path):
+    [(told, table, *_)] = name_them_all([str(film), str(tmp_path / "gone.png")], False)
+    assert "give it again" in told and not table
+
+
+def test_a_batch_on_a_full_disk_is_answered_without_files_to_download(name_them_all, film):
     with room(500):
-        *_, (told, table, *downloads) = run([str(film)], False)
+        *_, (told, table, *downloads) = name_them_all([str(film)], False)
     assert "no room for the files" in told and film.name in table
     assert [button["visible"] for button in downloads] == [False, False]
 

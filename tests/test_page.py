@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from bad_images import BAD_FILES, saved
+from conftest import running_app
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 from test_dicom import dicom
@@ -31,6 +32,7 @@ FLAGS = [
     "--disable-sync",
 ]
 TABS = ("One film", "Many films", "Models")
+ROOT = Path(__file__).parent.parent
 PHONE = {"width": 360, "height": 740}
 
 
@@ -273,6 +275,33 @@ def test_without_a_film_the_page_says_what_to_do(page):
     expect(page.locator("#message")).to_contain_text("Drop a film here")
     page.get_by_role("button", name="Name the fracture").click()
     expect(page.locator("#message")).to_contain_text("Drop a film here")
+
+
+def test_a_visitor_whose_film_was_forgotten_is_told_so_and_can_go_on(browser, film, tmp_path):
+    soon = "import app; app.VISITORS = 1; app.CLEAN = (1, 3); app.main(app.Panel())"
+    settings = {"PYTHONPATH": str(ROOT), "GRADIO_TEMP_DIR": str(tmp_path)}
+    with (
+        running_app(tmp_path / "log.txt", command=["-c", soon], **settings) as address,
+        browser.new_page() as page,
+        browser.new_page() as other,
+    ):
+        page.goto(address)
+        wait_for(page, draw_film("Spiral"))
+        upload(page, film)
+        expect(page.locator("#answers .card").first).to_be_visible()
+        other.goto(address)
+        wait_for(other, draw_film("Spiral"))
+        page.get_by_label("ResNet50 in TensorFlow", exact=True).first.check()
+        expect(page.locator("#message")).to_contain_text("This answer is not kept here any more")
+        expect(page.locator("#answers .card")).to_have_count(4)
+        while list(tmp_path.rglob(film.name)):
+            page.wait_for_timeout(200)
+        page.get_by_role("button", name="Name the fracture").click()
+        expect(page.locator("#message")).to_contain_text("give it again")
+        expect(page.locator("#answers .card")).to_have_count(0)
+        upload(page, film)
+        expect(page.locator("#answers .card")).to_have_count(1)
+        expect(page.locator("#message .message")).to_have_count(0)
 
 
 HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)} {{constructor}} {% raw %}"

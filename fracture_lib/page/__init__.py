@@ -3,3 +3,5 @@
 # What an event of Gradio says to join a queue. Those with one film do not wait behind those with many.
 ONE_FILM = {"concurrency_id": "one film"}
 MANY_FILMS = {"concurrency_id": "many films", "concurrency_limit": 1}
+
+GONE = "What you gave is not kept here any more, as no film is for long: give it again."

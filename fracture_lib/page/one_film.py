@@ -7,7 +7,7 @@ import gradio as gr
 from fracture_lib.cards import percent
 from fracture_lib.errors import FractureError
 from fracture_lib.labels import LABEL2ID
-from fracture_lib.page import ONE_FILM, views
+from fracture_lib.page import GONE, ONE_FILM, views
 from fracture_lib.panel import EVERYONE
 from fracture_lib.registry import ENSEMBLE
 
@@ -17,18 +17,23 @@ ALL = "all"
 CHOICES = [("Compare all", ALL), *((views.title(name), name) for name in EVERYONE)]
 FORMATS = "DICOM, PNG (8 or 16 bits), JPEG, TIFF, BMP, WebP"
 SET_OPACITY = "value => document.documentElement.style.setProperty('--opacity', value / 100)"
+KEPT = 900  # seconds
+FORGOTTEN = "This answer is not kept here any more: name the fracture again to change what is shown."
 HINT = "Drop a film here, paste one, or pick one of the drawn examples."
 
 
 def build(page, panel, examples):
     """Lay the tab out on the Blocks `page`; `examples` is a list of (label, path of a film)."""
-    result = gr.State(None, time_to_live=900)  # the film on show: seconds until it is forgotten
+    result = gr.State(None, time_to_live=KEPT)  # the film on show
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             # Not gr.Image: it clips 16-bit films to white before the library sees them.
             upload = gr.File(label="X-ray films", file_count="multiple", height=160, elem_classes="films-in")
             gr.Markdown(FORMATS, elem_classes="facts")
-            pick = gr.Dropdown(label="Which of the films", choices=[], visible=False, elem_id="pick")
+            # Custom values, or Gradio refuses the choices that it has forgotten with the visitor's session.
+            pick = gr.Dropdown(
+                [], label="Which of the films", visible=False, elem_id="pick", allow_custom_value=True
+            )
             choice = gr.Radio(CHOICES, value=ALL, label="Model", elem_id="model")
             top_k = gr.Slider(1, len(LABEL2ID), value=3, step=1, label="How many classes to show")
             button = gr.Button("Name the fracture", variant="primary")
@@ -61,7 +66,7 @@ def build(page, panel, examples):
         """No film on show, only a sentence."""
         hidden = dict.fromkeys([anyway, why], gr.update(visible=False))
         empty = dict.fromkeys([answers, table, pictures, maps], "")
-        return {result: None, message: views.message(text, kind), **hidden, **empty}
+        return {result: None, label: None, message: views.message(text, kind), **hidden, **empty}
 
     def show(found, choice, top_k):
         """All of a Result."""
@@ -84,8 +89,8 @@ def build(page, panel, examples):
 
     def said(found, choice, top_k, label):
         """The part of a Result that the chosen model, k and class decide."""
-        if not found:
-            return gr.skip()
+        if not found:  # the label is the browser's, so it shows whether there was one
+            return {message: views.message(FORGOTTEN)} if label else gr.skip()
         if not found.predictions and not found.failures:
             return dict.fromkeys([answers, table, maps], "")
         return {
@@ -113,8 +118,8 @@ def build(page, panel, examples):
 
     def ask(files, picked, choice, top_k, anyway=False):
         """Yield a state to show at once where models must be loaded first, then the answer."""
-        if not files:
-            yield {pick: gr.update(visible=False), **nothing(HINT)}
+        if not files or not all(Path(path).exists() for path in files):
+            yield {pick: gr.update(visible=False), **(nothing(GONE, "error") if files else nothing(HINT))}
             return
         if not panel.ready:
             yield nothing("Loading the models: the first answer takes a moment longer.")
@@ -143,7 +148,7 @@ def build(page, panel, examples):
         [choice.change, top_k.input, label.input],  # not top_k.release: arrow keys never let go
         said,
         settings,
-        [answers, table, maps],
+        [message, answers, table, maps],
         trigger_mode="always_last",
         **quiet,
     )
