@@ -177,7 +177,9 @@ def _decode(dataset, max_pixels):
     if syntax.is_encapsulated and syntax != RLELossless:
         decoder, plugin = _unpack(dataset, decoder)
     dataset.NumberOfFrames = 1
-    return decoder.as_array(dataset, index=0, decoding_plugin=plugin)[0]
+    values = decoder.as_array(dataset, index=0, decoding_plugin=plugin)[0]
+    del dataset.PixelData  # as large as the values, which are a copy
+    return values
 
 
 def _unpack(dataset, decoder):

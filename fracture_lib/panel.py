@@ -105,7 +105,9 @@ class Panel:
         """
         try:
             film = read_film(source)
-            picture = Image.fromarray(np.uint8(255 * film.pixels))
+            shades = np.empty(film.pixels.shape, np.uint8)
+            np.multiply(255, film.pixels, out=shades, casting="unsafe")  # no copy of a large film in floats
+            picture = Image.fromarray(shades)
             picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
             pixels = preprocess(film)
         except (InvalidImage, MemoryError) as error:
