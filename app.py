@@ -6,8 +6,8 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from pathlib import Path
-from queue import SimpleQueue
 from threading import Thread
 
 # Before the imports that read them:
@@ -85,10 +85,9 @@ def main(panel):
     uploads = Path(os.environ["GRADIO_TEMP_DIR"])
     _lock = claim(uploads)  # held until the end
     atexit.register(shutil.rmtree, uploads, ignore_errors=True)
-    # It deletes its folders however it is stopped. Not by KeyboardInterrupt, which gets lost in a destructor.
-    stopped = SimpleQueue()
+    stopped = []  # by which signals. No exception, as one that comes in a destructor is lost
     for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, lambda *_: stopped.put(None))
+        signal.signal(stop, lambda number, _: stopped.append(number))
     with tempfile.TemporaryDirectory(prefix="drawn-films-") as folder:
         page = build_page(panel, draw_examples(Path(folder)))
         Thread(target=keep_clean, args=(uploads, *CLEAN), daemon=True).start()
@@ -106,8 +105,9 @@ def main(panel):
             footer_links=["api", "gradio", "settings"],
             prevent_thread_lock=True,
         )
-        stopped.get()
-        page.close()
+        while not stopped:
+            time.sleep(0.1)
+        page.close()  # and then its folders are deleted
 
 
 if __name__ == "__main__":
