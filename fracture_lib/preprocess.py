@@ -115,7 +115,8 @@ def _read_bytes(source):
     if isinstance(source, (str, os.PathLike)):
         try:
             with Path(source).open("rb") as file:
-                source = file.read(MAX_BYTES + 1)
+                size = os.fstat(file.fileno()).st_size or MAX_BYTES  # a pipe does not say
+                source = file.read(min(size, MAX_BYTES) + 1)  # which makes room for all that it may return
         except (OSError, ValueError) as error:  # ValueError: a null byte in the path
             reason = getattr(error, "strerror", None) or error
             raise InvalidImage(f"Cannot open {Path(source).name!r}: {reason}.") from error

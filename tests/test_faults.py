@@ -173,7 +173,7 @@ def test_an_ensemble_whose_weights_are_damaged_leaves_its_members_answering(bund
 
 
 def test_a_film_that_memory_is_too_small_for_is_one_sentence_and_the_next_is_answered(film):
-    """A process with room for a hundred megabytes more, and a film of 20 million pixels."""
+    """A process with room for forty megabytes more, and a film of 20 million pixels."""
     code = f"""
 import io, resource
 import numpy as np
@@ -184,7 +184,7 @@ panel, large = Panel(), io.BytesIO()
 Image.fromarray(np.tile(np.arange(250, dtype=np.uint8), (4000, 20))).save(large, "PNG", compress_level=1)
 panel.ask({str(film)!r}, ["pytorch-cnn"])
 now = 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1])
-resource.setrlimit(resource.RLIMIT_AS, (now + 100_000_000, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_AS, (now + 40_000_000, resource.RLIM_INFINITY))
 for _ in range(2):
     try:
         panel.ask(large.getvalue(), ["pytorch-cnn"], name="large")
