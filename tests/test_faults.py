@@ -307,9 +307,8 @@ def running_server(folder):
     told = folder.parent / "pid.txt"
     start = f"import app, os, pathlib; pathlib.Path({str(told)!r}).write_text(str(os.getpid()))"
     start += "; app.main(app.Panel())"
-    settings = {"GRADIO_TEMP_DIR": str(folder), "PYTHONPATH": str(ROOT)}
     log = folder.parent / "log.txt"
-    with running_app(log, command=["-c", start], **settings) as url:
+    with running_app(log, command=["-c", start], GRADIO_TEMP_DIR=str(folder)) as url:
         yield App(url, log, folder, None), int(told.read_text())
 
 

@@ -32,7 +32,6 @@ FLAGS = [
     "--disable-sync",
 ]
 TABS = ("One film", "Many films", "Models")
-ROOT = Path(__file__).parent.parent
 PHONE = {"width": 360, "height": 740}
 
 
@@ -279,9 +278,8 @@ def test_without_a_film_the_page_says_what_to_do(page):
 
 def test_a_visitor_whose_film_was_forgotten_is_told_so_and_can_go_on(browser, film, tmp_path):
     few = "import app; app.VISITORS = 1; app.main(app.Panel())"
-    settings = {"PYTHONPATH": str(ROOT), "GRADIO_TEMP_DIR": str(tmp_path)}
     with (
-        running_app(tmp_path / "log.txt", command=["-c", few], **settings) as address,
+        running_app(tmp_path / "log.txt", command=["-c", few], GRADIO_TEMP_DIR=str(tmp_path)) as address,
         browser.new_page() as page,
         browser.new_page() as other,
     ):

@@ -479,8 +479,9 @@ def test_sweeping_takes_what_is_old_and_leaves_what_is_kept(tmp_path, monkeypatc
 
 def test_whatever_was_uploaded_is_deleted_on_schedule(tmp_path, film):
     soon = "import app; app.CLEAN = (1, 3); app.main(app.Panel())"
-    settings = {"GRADIO_TEMP_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    with running_app(tmp_path.parent / "clean.txt", command=["-c", soon], **settings) as address:
+    with running_app(
+        tmp_path.parent / "clean.txt", command=["-c", soon], GRADIO_TEMP_DIR=str(tmp_path)
+    ) as address:
         app = App(address, None, tmp_path, None)
         never_used = uploaded(app, "never-used.png", film.read_bytes())
         upload(app, part("stray.png", b"0", field="other"))

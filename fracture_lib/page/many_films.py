@@ -9,7 +9,7 @@ import gradio as gr
 
 from fracture_lib.batch import MAX_FILMS, ask_each, collect, to_csv
 from fracture_lib.errors import FractureError
-from fracture_lib.page import GONE, MANY_FILMS, views
+from fracture_lib.page import MANY_FILMS, check_kept, views
 from fracture_lib.panel import EVERYONE, in_words
 
 __all__ = ["build"]
@@ -38,8 +38,7 @@ def build(panel):
     def run(paths, anyway, progress=gr.Progress()):  # noqa: B008, how Gradio asks for one
         hidden = gr.update(visible=False)
         try:
-            if not all(Path(path).exists() for path in paths or []):
-                raise FractureError(GONE)
+            check_kept(paths or [])
             films = collect(paths or [])
         except FractureError as error:
             yield views.message(str(error), "error"), "", hidden, hidden

@@ -7,7 +7,7 @@ import gradio as gr
 from fracture_lib.cards import percent
 from fracture_lib.errors import FractureError
 from fracture_lib.labels import LABEL2ID
-from fracture_lib.page import GONE, ONE_FILM, views
+from fracture_lib.page import ONE_FILM, check_kept, views
 from fracture_lib.panel import EVERYONE
 from fracture_lib.registry import ENSEMBLE
 
@@ -17,14 +17,13 @@ ALL = "all"
 CHOICES = [("Compare all", ALL), *((views.title(name), name) for name in EVERYONE)]
 FORMATS = "DICOM, PNG (8 or 16 bits), JPEG, TIFF, BMP, WebP"
 SET_OPACITY = "value => document.documentElement.style.setProperty('--opacity', value / 100)"
-KEPT = 900  # seconds
 FORGOTTEN = "This answer is not kept here any more: name the fracture again to change what is shown."
 HINT = "Drop a film here, paste one, or pick one of the drawn examples."
 
 
 def build(page, panel, examples):
     """Lay the tab out on the Blocks `page`; `examples` is a list of (label, path of a film)."""
-    result = gr.State(None, time_to_live=KEPT)  # the film on show
+    result = gr.State(None, time_to_live=900)  # the film on show: seconds until it is forgotten
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             # Not gr.Image: it clips 16-bit films to white before the library sees them.
@@ -118,8 +117,8 @@ def build(page, panel, examples):
 
     def ask(files, picked, choice, top_k, anyway=False):
         """Yield a state to show at once where models must be loaded first, then the answer."""
-        if not files or not all(Path(path).exists() for path in files):
-            yield {pick: gr.update(visible=False), **(nothing(GONE, "error") if files else nothing(HINT))}
+        if not files:
+            yield {pick: gr.update(visible=False), **nothing(HINT)}
             return
         if not panel.ready:
             yield nothing("Loading the models: the first answer takes a moment longer.")
@@ -130,6 +129,7 @@ def build(page, panel, examples):
         picked = picked if picked in listed else next(iter(listed))
         several = gr.update(choices=list(listed), value=picked, visible=len(listed) > 1)
         try:
+            check_kept([listed[picked]])
             found = panel.ask(listed[picked], name=Path(listed[picked]).name, anyway=anyway)
             yield {pick: several, **show(found, choice, top_k)}
         except FractureError as error:
