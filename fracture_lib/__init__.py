@@ -1,68 +1,75 @@
-"""Fracture types in radiographs, named by three models behind one interface.
+"""Classify the fracture in a bone X-ray into one of ten types, with three models and their ensemble.
 
     import fracture_lib
-    classifier = fracture_lib.load("resnet50")
-    for score in classifier.predict("film.png", top_k=3).scores:
-        print(score.label, score.probability)
 
-Not a medical device. Importing this package imports no framework.
+    classifier = fracture_lib.load_model("resnet50")
+    prediction = classifier.predict("xray.png")
+    print(prediction.label, prediction.probability, prediction.warnings)
+
+Not a medical device. Importing this package imports no deep learning framework.
 """
 
-import sys
-from importlib import import_module
-from importlib.machinery import PathFinder
-
-from fracture_lib.classifier import Classifier, Prediction, Score, load
 from fracture_lib.errors import (
     FractureError,
+    InvalidArgument,
     InvalidData,
     InvalidImage,
     InvalidModel,
     ModelUnavailable,
+    PushError,
     UnknownLabel,
+    UnknownModel,
 )
+from fracture_lib.inference.classifier import Classifier, load, load_model
+from fracture_lib.inference.ood import OODResult
+from fracture_lib.inference.pipeline import InferencePipeline, check_ood, compare
+from fracture_lib.inference.prediction import ComparisonResult, Prediction, Score
+from fracture_lib.io.image import INPUT_SIZE, LoadedImage, load_image, preprocess
 from fracture_lib.labels import CLASSES, FractureClass
-from fracture_lib.preprocess import INPUT_SIZE, preprocess, read_film
-from fracture_lib.registry import MODELS
+from fracture_lib.registry import ALL_MODELS, ENSEMBLE, MODELS, list_models
 
-__version__ = "0.1.0"
-
-
-class _OnTransformers:
-    """Registers our classes as soon as transformers is imported, at no cost to who does not use it."""
-
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        spec = PathFinder.find_spec(name, path, target) if name == "transformers" else None
-        if spec:
-            run = spec.loader.exec_module
-            spec.loader.exec_module = lambda module: (run(module), _register())
-        return spec
-
-
-def _register():
-    import_module("fracture_lib.backends.transformers").register()
-
-
-sys.meta_path.insert(0, _OnTransformers)
-if "transformers" in sys.modules:
-    _register()
+__version__ = "0.2.0"
 
 __all__ = [
+    "ALL_MODELS",
     "CLASSES",
+    "ENSEMBLE",
     "INPUT_SIZE",
     "MODELS",
     "Classifier",
+    "ComparisonResult",
     "FractureClass",
     "FractureError",
+    "InferencePipeline",
+    "InvalidArgument",
     "InvalidData",
     "InvalidImage",
     "InvalidModel",
+    "LoadedImage",
     "ModelUnavailable",
+    "OODResult",
     "Prediction",
+    "PushError",
     "Score",
     "UnknownLabel",
+    "UnknownModel",
+    "__version__",
+    "check_ood",
+    "compare",
+    "list_models",
     "load",
+    "load_image",
+    "load_model",
     "preprocess",
-    "read_film",
+    "register_auto_classes",
 ]
+
+
+def register_auto_classes() -> None:
+    """Register the PyTorch model with transformers' Auto classes and `pipeline("image-classification")`.
+
+    Imports torch and transformers.
+    """
+    from fracture_lib.models.transformers import register_auto_classes
+
+    register_auto_classes()

@@ -1,39 +1,49 @@
-"""Every error that a user can cause. Each message is one sentence or two that say what to do."""
+"""Every error that a user can cause. Each message says what is wrong and what to do about it."""
 
 __all__ = [
     "FractureError",
+    "InvalidArgument",
     "InvalidData",
     "InvalidImage",
     "InvalidModel",
     "ModelUnavailable",
-    "PushRefused",
+    "PushError",
     "UnknownLabel",
+    "UnknownModel",
 ]
 
 
 class FractureError(Exception):
-    """Base of all errors below; catch it to show `str(error)` to a person."""
+    """Base class; catch it to show `str(error)` to a person."""
 
 
-class InvalidImage(FractureError):
-    """The input cannot be read as one still film."""
+class InvalidArgument(FractureError, ValueError):
+    """An argument is out of range or of the wrong type."""
 
 
-class InvalidData(FractureError):
-    """A folder of films is not laid out as expected, or holds films that cannot be read."""
+class InvalidImage(FractureError, ValueError):
+    """The input cannot be read as one still image."""
 
 
-class UnknownLabel(FractureError):
+class InvalidData(FractureError, ValueError):
+    """A dataset folder has an unexpected layout or holds unreadable images."""
+
+
+class UnknownLabel(FractureError, ValueError):
     """A dataset or a config names a class that is not one of the ten."""
 
 
-class InvalidModel(FractureError):
-    """A model folder is incomplete or was made for other classes or other preprocessing."""
+class UnknownModel(FractureError, ValueError):
+    """A model reference is neither a known name nor an explicit path or Hub repository."""
 
 
-class ModelUnavailable(FractureError):
-    """A model reference names nothing that can be reached."""
+class InvalidModel(FractureError, ValueError):
+    """A model folder is incomplete, damaged or made for other classes or preprocessing."""
 
 
-class PushRefused(FractureError):
-    """Something could not be published, or would have gone over something better."""
+class ModelUnavailable(FractureError, OSError):
+    """A model cannot be downloaded, or its runtime fails."""
+
+
+class PushError(FractureError, RuntimeError):
+    """Nothing was published, or the repository holds a better model."""

@@ -1,242 +1,306 @@
-"""Where a model comes from: a local folder, a Hub repository, or the bundle shipped with the code."""
+"""Where a model comes from: the bundle shipped with the code, a local folder or a Hub repository."""
 
 import hashlib
 import re
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path, PurePosixPath
 from time import monotonic
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
-from fracture_lib.errors import FractureError, InvalidModel, ModelUnavailable
-from fracture_lib.registry import ENSEMBLE, MODELS
+from fracture_lib.errors import FractureError, InvalidModel, ModelUnavailable, UnknownModel
+from fracture_lib.registry import ALL_MODELS, MODELS, ModelSpec
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 __all__ = [
     "BUNDLE",
-    "FILES_OF",
+    "FILES_BY_RUNTIME",
+    "HUB_PREFIX",
+    "LOCAL_PREFIX",
     "MODEL_FILES",
+    "NATIVE_WEIGHTS",
+    "NOT_SERVED",
+    "OUT_OF_FOLD",
     "ModelSource",
-    "is_hub_id",
-    "locate",
-    "pretrained_file",
-    "reason",
+    "Reference",
+    "Runtime",
+    "first_line",
+    "is_repo_id",
+    "resolve_model",
+    "resolve_pretrained",
+    "split_revision",
 ]
 
+Runtime = Literal["onnx", "native"]
+Reference = str | Path  # a model's name, "hf-hub:owner/name[@revision]", "local-dir:path" or a Path
+
 BUNDLE = Path(__file__).parent / "bundle"
+HUB_PREFIX, LOCAL_PREFIX = "hf-hub:", "local-dir:"
 
-# Nothing else is downloaded, so no pickle can be. Weights of the other framework stay away too.
-_NEEDED = ["config.json", "preprocessor_config.json", "evaluation.json", "head.safetensors"]
-_WEIGHTS = {"onnx": ["model.onnx"], "native": ["model.safetensors", "model.keras"]}
-MODEL_FILES = [*_NEEDED, "README.md", *_WEIGHTS["onnx"], *_WEIGHTS["native"], "out_of_fold.safetensors"]
-FILES_OF = {runtime: [*_NEEDED, "README.md", *weights] for runtime, weights in _WEIGHTS.items()}
-PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
+# Download these files only: no pickle, and no weights of the other runtime.
+_ALWAYS_NEEDED = ["config.json", "preprocessor_config.json", "evaluation.json", "head.safetensors"]
+NATIVE_WEIGHTS = ["model.safetensors", "model.keras"]  # of PyTorch, of Keras; a model has one of them
+_WEIGHTS: dict[Runtime, list[str]] = {"onnx": ["model.onnx"], "native": NATIVE_WEIGHTS}
+OUT_OF_FOLD = "out_of_fold.safetensors"
+MODEL_FILES = [*_ALWAYS_NEEDED, "README.md", *_WEIGHTS["onnx"], *NATIVE_WEIGHTS, OUT_OF_FOLD]
+FILES_BY_RUNTIME = {
+    runtime: [*_ALWAYS_NEEDED, "README.md", *weights] for runtime, weights in _WEIGHTS.items()
+}
+# Half of the bundle; a wheel and a Space serve with ONNX Runtime and leave these files out.
+NOT_SERVED = frozenset({*NATIVE_WEIGHTS, OUT_OF_FOLD})
+PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
 
-TIMEOUT = 3  # seconds until a Hub that does not answer counts as out of reach
-REST = 60  # seconds for which it is then not asked again, so that three models wait once
+TIMEOUT = 3  # seconds until a Hub that does not answer counts as unreachable
+RETRY_AFTER = 60  # seconds before an unreachable Hub is tried again, so that three models wait once
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_silent = {}  # address of a Hub -> (when it last did not answer, why)
+_last_failures: dict[str, tuple[float, Exception]] = {}  # Hub address -> (time, error)
+
+_T = TypeVar("_T")
+
+
+class _Fetch(Protocol):
+    """`snapshot_download` of one repository, restricted to the files that a runtime needs."""
+
+    def __call__(self, *, revision: str, local_files_only: bool = ...) -> str: ...
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A folder laid out as a Hub repository, and the story of how it got here."""
+    """A folder laid out as a Hub repository, and where it came from."""
 
     folder: Path
-    kind: str  # "folder", "hub" or "bundle"
+    kind: Literal["bundle", "local", "hub"]
     repo: str | None = None
-    revision: str | None = None  # commit sha for "hub"
-    note: str = ""  # why the bundle served although a repository is configured
+    revision: str | None = None  # commit sha of a "hub" source
+    note: str = ""  # why the bundle serves although a repository is configured
 
-    def __str__(self):
+    def __str__(self) -> str:
         if self.kind == "hub":
-            return f"Hugging Face Hub, {self.repo} at {self.revision[:12]}"
-        text = "bundled with the app" if self.kind == "bundle" else f"local folder {self.folder.name}"
+            return f"Hugging Face Hub, {self.repo} at {(self.revision or '')[:12]}"
+        text = "bundled weights" if self.kind == "bundle" else f"local folder {self.folder.name}"
         return f"{text} ({self.note})" if self.note else text
 
 
-def locate(reference, runtime="onnx"):
-    """Find a model and return its ModelSource, downloading what `runtime` needs if it must.
+def resolve_model(reference: Reference, runtime: Runtime = "onnx") -> ModelSource:
+    """Find a model and return its ModelSource; download what `runtime` needs if necessary.
 
-    `reference` is a name of MODELS, a local folder, or a Hub id "owner/name[@revision]". A name
-    goes to its configured repository, whose revision must be pinned, and falls back to the bundle
-    when none is configured or what is there cannot be had or used.
+    `reference` is a name in MODELS, "hf-hub:owner/name[@revision]", "local-dir:path" or a Path. A name
+    uses its configured repository, whose revision must be pinned, and falls back to the bundle if none
+    is configured or its files cannot be fetched or used.
 
-    Raises ModelUnavailable where nothing can be reached, InvalidModel where a repository holds no
-    model of this library, or weights only in a format that can run code.
+    Raises UnknownModel for any other reference, ModelUnavailable if nothing can be reached, and
+    InvalidModel if a repository holds no model of this library or only pickled weights.
     """
-    reference = str(reference)
+    if isinstance(reference, Path):
+        return _local(reference)
     if reference in MODELS:
         return _by_name(MODELS[reference], runtime)
-    if Path(reference).is_dir():
-        return ModelSource(Path(reference), "folder")
-    if is_hub_id(reference):
-        repo, _, revision = reference.partition("@")
+    if reference.startswith(LOCAL_PREFIX):
+        return _local(Path(reference.removeprefix(LOCAL_PREFIX)))
+    if reference.startswith(HUB_PREFIX):
+        repo, revision = split_revision(reference.removeprefix(HUB_PREFIX))
+        if not is_repo_id(repo):
+            raise UnknownModel(
+                f'"{reference}" is not a Hub repository. Write it as "{HUB_PREFIX}owner/name".'
+            )
         return _download(repo, revision or "main", runtime)
-    raise ModelUnavailable(
-        f'"{reference}" is no model: use {", ".join((*MODELS, ENSEMBLE))}, a folder, or a Hub id '
-        '"owner/name".'
+    raise UnknownModel(_unknown(reference))
+
+
+def _unknown(reference: str) -> str:
+    nearest = get_close_matches(reference, ALL_MODELS, n=1)
+    suggestion = f' Did you mean "{nearest[0]}"?' if nearest else ""
+    return (
+        f'Unknown model "{reference}".{suggestion} Choose from {", ".join(ALL_MODELS)}, '
+        f'"{LOCAL_PREFIX}path" or "{HUB_PREFIX}owner/name".'
     )
 
 
-def is_hub_id(reference):
-    """Whether this is "owner/name" or "owner/name@revision"."""
-    repo, at, revision = str(reference).partition("@")
-    return bool(_REPO_ID.fullmatch(repo) and (revision or not at))
+def _local(folder: Path) -> ModelSource:
+    if not folder.is_dir():
+        raise ModelUnavailable(f"There is no model folder {folder}. Check the path.")
+    return ModelSource(folder, "local")
 
 
-def pretrained_file(reference):
-    """Return the Path of pretrained weights: a safetensors file, or that of a Hub id.
+def is_repo_id(text: str) -> bool:
+    """Return whether `text` is "owner/name"."""
+    return bool(_REPO_ID.fullmatch(text))
+
+
+def split_revision(repo: str) -> tuple[str, str | None]:
+    """Split "owner/name@revision" into ("owner/name", revision or None)."""
+    repo, _, revision = repo.partition("@")
+    return repo, revision or None
+
+
+def resolve_pretrained(reference: str | Path) -> Path:
+    """Return the path of a safetensors file: `reference` itself, or that of "hf-hub:owner/name[@revision]".
 
     Raises ModelUnavailable.
     """
-    if Path(reference).is_file():
-        return Path(reference)
-    if not is_hub_id(reference):
-        raise ModelUnavailable(f'"{reference}" is neither a safetensors file nor a Hub id.')
+    path = Path(reference)
+    if path.is_file():
+        return path
+    repo, revision = split_revision(str(reference).removeprefix(HUB_PREFIX))
+    if not (str(reference).startswith(HUB_PREFIX) and is_repo_id(repo)):
+        raise ModelUnavailable(
+            f'There is no file {reference}. Give a safetensors file or "{HUB_PREFIX}owner/name".'
+        )
     from huggingface_hub import hf_hub_download
 
     try:
-        repo, _, revision = str(reference).partition("@")
-        return Path(hf_hub_download(repo, "model.safetensors", revision=revision or None))
-    except Exception as error:  # the client passes on its HTTP library's exceptions
+        return Path(hf_hub_download(repo, "model.safetensors", revision=revision))
+    except Exception as error:  # the client passes on exceptions of its HTTP library
         raise ModelUnavailable(
-            f"Cannot get the pretrained weights {reference} from the Hub ({reason(error)}); give a "
-            "safetensors file with torchvision's names instead."
+            f"Cannot download the pretrained weights {repo} from the Hub ({first_line(error)}). "
+            "Give a safetensors file with torchvision's names instead."
         ) from error
 
 
-def _by_name(spec, runtime):
+def _by_name(spec: ModelSpec, runtime: Runtime) -> ModelSource:
     bundled = BUNDLE / spec.name
-    configured = spec.configured_hub()
-    if not configured:
+    if not (configured := spec.configured_repo):
         return ModelSource(bundled, "bundle")
-    repo, _, revision = configured.partition("@")
-    if not (is_hub_id(configured) and revision):
-        raise ModelUnavailable(f'{spec.hub_variable} is "{configured}": write it as "owner/name@revision".')
+    repo, revision = split_revision(configured)
+    if not (is_repo_id(repo) and revision):
+        raise ModelUnavailable(f'{spec.hub_variable} is "{configured}". Write it as "owner/name@revision".')
     try:
         return _download(repo, revision, runtime)
     except FractureError as error:
         return ModelSource(bundled, "bundle", note=str(error))
 
 
-def _download(repo, revision, runtime):
-    """Return the ModelSource of a Hub repository, from the cache where the Hub is out of reach."""
-    # Imported here: only a configured Hub needs it.
-    from huggingface_hub import snapshot_download
+def _download(repo: str, revision: str, runtime: Runtime) -> ModelSource:
+    """Return the ModelSource of a Hub repository, from the cache if the Hub is unreachable."""
+    from huggingface_hub import snapshot_download  # imported here: only a configured Hub needs it
 
-    fetch = partial(snapshot_download, repo, allow_patterns=FILES_OF[runtime])
+    fetch: _Fetch = partial(snapshot_download, repo, allow_patterns=FILES_BY_RUNTIME[runtime])
     folder = None
-    if _COMMIT.fullmatch(revision):  # it never changes, so a whole copy of it needs no question
-        folder = _cached(fetch, revision, runtime)
+    if _COMMIT.fullmatch(revision):  # a commit never changes, so a complete cached copy needs no request
+        folder = _find_cached(fetch, revision, runtime)
     if folder is None:
-        folder = _ask_hub(fetch, repo, revision, runtime)
-    if _mend(folder, fetch, repo):
-        raise ModelUnavailable(f"what the Hub sends of {repo} does not match its checksum: try again later")
+        folder = _fetch_from_hub(fetch, repo, revision, runtime)
+    if _repair(folder, fetch, repo):
+        raise ModelUnavailable(f"The files of {repo} do not match their checksums. Try again later.")
     if not (folder / "config.json").exists():
-        raise InvalidModel(f"{repo} has no config.json: it is not a model of this library.")
+        raise InvalidModel(f"{repo} has no config.json; it is not a model of this library.")
     return ModelSource(folder, "hub", repo=repo, revision=folder.name)  # snapshots/<commit sha>
 
 
-def _cached(fetch, revision, runtime):
-    """The folder of a revision in the cache; None where it, or a file of it that is needed, is not there."""
+def _find_cached(fetch: _Fetch, revision: str, runtime: Runtime) -> Path | None:
+    """Return the cached folder of a revision, or None if it lacks a file that `runtime` needs."""
     with suppress(OSError):
         folder = Path(fetch(revision=revision, local_files_only=True))
-        # The client vouches for all files only where it has fetched all itself.
-        has = {path.name for path in folder.iterdir() if path.exists()}
-        if has >= set(_NEEDED) and has & set(_WEIGHTS[runtime]):
+        # The client vouches for completeness only after a full download of its own.
+        present = {path.name for path in folder.iterdir() if path.exists()}
+        if present >= set(_ALWAYS_NEEDED) and present & set(_WEIGHTS[runtime]):
             return folder
     return None
 
 
-def _ask_hub(fetch, repo, revision, runtime):
+def _fetch_from_hub(fetch: _Fetch, repo: str, revision: str, runtime: Runtime) -> Path:
     from huggingface_hub import HfApi
 
     api = HfApi()
     try:
-        when, why = _silent.get(api.endpoint, (-REST, None))
-        if monotonic() - when < REST:
-            raise why
-        try:
-            # A question first: unlike a download it is not tried again for half a minute.
-            info = _twice(partial(api.model_info, repo, revision=revision, timeout=TIMEOUT))
-        except Exception as error:
-            if getattr(error, "response", None) is None:  # not even a refusal
-                _silent[api.endpoint] = monotonic(), error
-            raise
-        _refuse_pickle(repo, [file.rfilename for file in info.siblings], runtime)
-        return Path(fetch(revision=info.sha))
+        sha, names = _look_up(api, repo, revision)
+        _reject_pickle(repo, names, runtime)
+        return Path(fetch(revision=sha))
     except FractureError:
         raise
-    except Exception as error:  # the client passes on its HTTP library's exceptions
-        if folder := _cached(fetch, revision, runtime):
+    except Exception as error:  # the client passes on exceptions of its HTTP library
+        if folder := _find_cached(fetch, revision, runtime):
             return folder
-        raise ModelUnavailable(f"cannot get {repo} from the Hub: {reason(error)}") from error
+        raise ModelUnavailable(f"Cannot download {repo} from the Hub: {first_line(error)}") from error
 
 
-def _twice(question):
-    """Ask again what failed at once without an answer: the other side may have closed an idle connection."""
+def _look_up(api: "HfApi", repo: str, revision: str) -> tuple[str, list[str]]:
+    """Return (commit sha, file names) of a revision; fail at once while the Hub is known to be down.
+
+    This comes before the download, which would be retried for half a minute.
+    """
+    when, cause = _last_failures.get(api.endpoint, (-RETRY_AFTER, OSError()))
+    if monotonic() - when < RETRY_AFTER:
+        raise cause
+    try:
+        info = _retry_once(partial(api.model_info, repo, revision=revision, timeout=TIMEOUT))
+    except Exception as error:
+        if getattr(error, "response", None) is None:  # no HTTP response, not even an error
+            _last_failures[api.endpoint] = monotonic(), error
+        raise
+    return str(info.sha), [file.rfilename for file in info.siblings or []]
+
+
+def _retry_once(request: Callable[[], _T]) -> _T:
+    """Repeat a request that failed at once: the server may have closed an idle connection."""
     start = monotonic()
     try:
-        return question()
+        return request()
     except Exception as error:
         if getattr(error, "response", None) is not None or monotonic() - start >= TIMEOUT:
             raise
-    return question()
+    return request()
 
 
-def _refuse_pickle(repo, names, runtime):
-    """Raise InvalidModel unless a repository has weights that are safe to open."""
+def _reject_pickle(repo: str, names: Iterable[str], runtime: Runtime) -> None:
+    """Raise InvalidModel unless a repository offers weights in a safe format."""
+    names = list(names)
     if any(fnmatch(name, pattern) for name in names for pattern in _WEIGHTS[runtime]):
         return
-    pickles = [name for name in names if PurePosixPath(name).suffix in PICKLES]
-    if pickles:
+    if pickles := [name for name in names if PurePosixPath(name).suffix in PICKLE_SUFFIXES]:
         raise InvalidModel(
             f"{repo} offers its weights only as {', '.join(pickles)}, a format that can run code when it is "
-            "opened, so nothing was downloaded: ask its owner for safetensors, .keras or ONNX."
+            "opened. Nothing was downloaded; use a repository with safetensors, .keras or ONNX files."
         )
-    raise InvalidModel(f"{repo} has no {' or '.join(_WEIGHTS[runtime])}: it is not a model of this library.")
+    raise InvalidModel(f"{repo} has no {' or '.join(_WEIGHTS[runtime])}; it is not a model of this library.")
 
 
-def _mend(folder, fetch, repo):
-    """Download again the files of a snapshot that are not what their checksum says; return those left."""
-    if broken := _broken(folder):
-        for path in broken:
-            path.resolve().unlink(missing_ok=True)
-        try:
-            fetch(revision=folder.name)
-        except Exception as error:
-            raise ModelUnavailable(
-                f"the cached copy of {repo} is damaged and cannot be had anew: {reason(error)}"
-            ) from error
-    return broken and _broken(folder)
+def _repair(folder: Path, fetch: _Fetch, repo: str) -> list[Path]:
+    """Download the damaged files of a snapshot again; return those that are still damaged."""
+    damaged = _damaged_files(folder)
+    if not damaged:
+        return []
+    for path in damaged:
+        path.resolve().unlink(missing_ok=True)
+    try:
+        fetch(revision=folder.name)
+    except Exception as error:
+        raise ModelUnavailable(
+            f"The cached copy of {repo} is damaged and cannot be downloaded again: {first_line(error)}"
+        ) from error
+    return _damaged_files(folder)
 
 
-def _broken(folder):
-    """Files of a snapshot whose content is not what the cache has filed it under.
+def _damaged_files(folder: Path) -> list[Path]:
+    """Return the files of a snapshot whose content does not match the hash in their blob's name.
 
-    The Hub's client checks sizes only. It files a large file under its sha256 and a small one under
-    git's sha1, so a copy can be checked without asking anybody; a file system without links has no
-    such names, and nothing is checked there.
+    The Hub's client compares sizes only. Its cache names a large blob by sha256 and a small one by
+    git's sha1, so a copy can be checked offline; file systems without links have no such names.
     """
-    broken = []
+    damaged = []
     for path in folder.rglob("*"):
         name = path.resolve().name
         if path.is_file() and (_COMMIT.fullmatch(name) or re.fullmatch("[0-9a-f]{64}", name)):
             with path.open("rb") as file:
                 if len(name) == 64:
-                    found = hashlib.file_digest(file, "sha256")
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
                 else:
                     data = file.read()
-                    found = hashlib.sha1(b"blob %d\0" % len(data) + data)
-            if found.hexdigest() != name:
-                broken.append(path)
-    return broken
+                    digest = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+            if digest != name:
+                damaged.append(path)
+    return damaged
 
 
-def reason(error):
-    """The first sentence of a client's error, which may run over many lines."""
+def first_line(error: Exception) -> str:
+    """Return the first line of an error message, or the error's type if it has none."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__

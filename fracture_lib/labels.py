@@ -1,8 +1,6 @@
-"""The ten fracture classes: the only place that spells them out.
+"""The ten fracture classes, in the order of every logits and probability vector (alphabetical)."""
 
-The order is alphabetical and is the order of every logits and probabilities vector.
-"""
-
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fracture_lib.errors import UnknownLabel
@@ -13,20 +11,20 @@ __all__ = ["CLASSES", "ID2LABEL", "LABEL2ID", "FractureClass", "check_id2label",
 @dataclass(frozen=True)
 class FractureClass:
     id: int
-    label: str  # short name, as in configs, reports and on the page
-    description: str  # one plain sentence
+    label: str  # short name, used in configs, reports and on the page
+    description: str  # one sentence for visitors
 
 
 _DESCRIPTIONS = {
     "Avulsion": "A tendon or ligament has pulled a small piece of bone away.",
     "Comminuted": "The bone is broken into three or more pieces.",
-    "Dislocation": "A fracture together with a joint whose bones have left their place.",
+    "Dislocation": "A fracture next to a joint whose bones are out of place.",
     "Greenstick": "A child's bone is bent and cracked on one side only.",
-    "Hairline": "A thin crack whose two sides have not moved apart.",
+    "Hairline": "A thin crack; the bone has not moved.",
     "Impacted": "One end of the broken bone is driven into the other.",
     "Longitudinal": "The break runs along the length of the bone.",
-    "Oblique": "The break crosses the bone at a slant.",
-    "Pathological": "The bone broke where disease, such as a tumour, had weakened it.",
+    "Oblique": "The break crosses the bone at an angle.",
+    "Pathological": "The bone broke where a disease, such as a tumour, had weakened it.",
     "Spiral": "The break winds around the bone, as after a twist.",
 }
 
@@ -36,26 +34,26 @@ CLASSES = tuple(
 ID2LABEL = {c.id: c.label for c in CLASSES}
 LABEL2ID = {c.label: c.id for c in CLASSES}
 
-_KEYS = {c.label.lower(): c.id for c in CLASSES}
+_IDS_BY_KEY = {c.label.lower(): c.id for c in CLASSES}
 
 
-def label_id(name):
-    """Return the id of a class from a label or a dataset's folder name.
+def label_id(name: str) -> int:
+    """Return the class id of a label or of a dataset's folder name.
 
-    Case and the word "fracture" do not count, so "Hairline Fracture" and "Fracture Dislocation"
-    are Hairline and Dislocation. Raises UnknownLabel for anything else.
+    Ignores case and the word "fracture": "Hairline Fracture" and "Fracture Dislocation" are
+    Hairline and Dislocation. Raises UnknownLabel for anything else.
     """
     key = " ".join(word for word in name.lower().replace("_", " ").split() if word != "fracture")
-    if key not in _KEYS:
-        raise UnknownLabel(f'"{name}" is none of the {len(CLASSES)} classes: {", ".join(LABEL2ID)}.')
-    return _KEYS[key]
+    if key not in _IDS_BY_KEY:
+        raise UnknownLabel(f'Unknown class "{name}". Choose from {", ".join(LABEL2ID)}.')
+    return _IDS_BY_KEY[key]
 
 
-def check_id2label(id2label):
-    """Raise UnknownLabel unless a config's `id2label` is exactly ours, in our order."""
-    found = {int(i): label for i, label in id2label.items()}
-    for i, label in found.items():
+def check_id2label(id2label: Mapping[str, str]) -> None:
+    """Raise UnknownLabel unless `id2label`, as in a config.json, lists the ten classes in this order."""
+    labels = {int(i): label for i, label in id2label.items()}
+    for i, label in labels.items():
         if label_id(label) != i:
-            raise UnknownLabel(f'The config gives "{label}" the id {i}; here it is {label_id(label)}.')
-    if missing := sorted(ID2LABEL.keys() - found.keys()):
+            raise UnknownLabel(f'The config maps id {i} to "{label}"; expected id {label_id(label)}.')
+    if missing := sorted(ID2LABEL.keys() - labels.keys()):
         raise UnknownLabel(f"The config lacks the classes {', '.join(ID2LABEL[i] for i in missing)}.")

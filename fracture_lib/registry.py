@@ -1,11 +1,11 @@
-"""The models by name: what each is, which backend runs it, where it lives. One row a model."""
+"""The models by name: what each is, which framework trains it, where it may be published."""
 
 import os
 from dataclasses import dataclass
 
-__all__ = ["ENSEMBLE", "MODELS", "ModelSpec"]
+__all__ = ["ALL_MODELS", "ENSEMBLE", "MODELS", "ModelSpec", "list_models", "model_title"]
 
-ENSEMBLE = "ensemble"  # the name of all of MODELS together
+ENSEMBLE = "ensemble"  # the weighted mean of all MODELS
 
 
 @dataclass(frozen=True)
@@ -13,20 +13,20 @@ class ModelSpec:
     name: str
     title: str
     summary: str
-    backend: str  # module of fracture_lib.backends that builds, trains and loads it natively
-    library_name: str  # as the Hub names the framework
-    reference_accuracy: float  # test accuracy of the work that the model reimplements
-    pretrained: str | None = None  # Hub id of the weights that training starts from
-    hub: str | None = None  # "owner/name@revision", once published
+    framework: str  # the module of fracture_lib.models that builds, trains and loads it natively
+    library_name: str  # the framework's name on the Hub
+    reference_accuracy: float  # test accuracy of the original project, on its own split
+    pretrained: str | None = None  # where training starts from, as `hub.resolve_pretrained` takes it
 
     @property
-    def hub_variable(self):
-        """Environment variable that overrides `hub`: FRACTURE_HUB_PYTORCH_CNN and so on."""
+    def hub_variable(self) -> str:
+        """Environment variable that names the Hub repository: FRACTURE_HUB_PYTORCH_CNN and so on."""
         return "FRACTURE_HUB_" + self.name.upper().replace("-", "_")
 
-    def configured_hub(self):
-        """The "owner/name@revision" to pull from, or None."""
-        return os.environ.get(self.hub_variable) or self.hub
+    @property
+    def configured_repo(self) -> str | None:
+        """The "owner/name@revision" to download, if one is configured."""
+        return os.environ.get(self.hub_variable) or None
 
 
 MODELS = {
@@ -36,7 +36,7 @@ MODELS = {
             name="pytorch-cnn",
             title="Custom CNN in PyTorch",
             summary="Three convolution blocks and a fully connected head, trained from scratch.",
-            backend="pytorch",
+            framework="pytorch",
             library_name="pytorch",
             reference_accuracy=0.1718,
         ),
@@ -44,18 +44,29 @@ MODELS = {
             name="tensorflow-cnn",
             title="Custom CNN in TensorFlow",
             summary="The same three-block architecture in Keras on TensorFlow, trained from scratch.",
-            backend="keras",
+            framework="keras",
             library_name="keras",
             reference_accuracy=0.2978,
         ),
         ModelSpec(
             name="resnet50",
             title="ResNet50 in TensorFlow",
-            summary="A ResNet50 pretrained on photographs, its last stage tuned on radiographs.",
-            backend="keras",
+            summary="A ResNet50 pretrained on photographs, its last stage fine-tuned on radiographs.",
+            framework="keras",
             library_name="keras",
             reference_accuracy=0.4157,
-            pretrained="timm/resnet50.tv_in1k",
+            pretrained="hf-hub:timm/resnet50.tv_in1k",
         ),
     )
 }
+ALL_MODELS = (*MODELS, ENSEMBLE)
+
+
+def list_models() -> list[str]:
+    """Return the names that `load_model` accepts: the three models and their ensemble."""
+    return list(ALL_MODELS)
+
+
+def model_title(name: str) -> str:
+    """Return the title that visitors see for a model's name."""
+    return MODELS[name].title if name in MODELS else "Ensemble of all three"
