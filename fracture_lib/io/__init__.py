@@ -1,0 +1,1 @@
+"""Read images: files, DICOM, arrays and tensors."""

@@ -1,0 +1,93 @@
+"""From an array or Pillow image with up to four channels to grayscale float32 [H, W] in 0 to 1."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fracture_lib.errors import InvalidImage
+from fracture_lib.io.limits import check_image_size
+
+__all__ = ["BLOCK_PIXELS", "check_shape", "stretch_range", "to_grayscale"]
+
+BLOCK_PIXELS = 200_000  # converted at once: float32 copies of all channels would be the largest arrays by far
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, the weights of Pillow's mode "L"
+
+
+def to_grayscale(image: NDArray[Any] | Image.Image) -> tuple[NDArray[np.float32], float]:
+    """Return grayscale float32 [H, W], in the range of the input, and the colorfulness in 0 to 1.
+
+    `image` is an array [H, W] or [H, W, C] of integers or floats, or a Pillow image with plain channels.
+    The channels are gray, gray and alpha, RGB or RGBA; alpha is composited on black. Raises InvalidImage.
+    """
+    width, height, channels = _size_and_channels(image)
+    gray = np.empty((height, width), np.float32)
+    color_spread, low, high = 0.0, np.inf, -np.inf
+    step = max(1, BLOCK_PIXELS // width)
+    for top in range(0, height, step):
+        rows = slice(top, min(top + step, height))
+        block = _read_rows(image, rows)
+        opaque = np.iinfo(block.dtype).max if block.dtype.kind in "ui" else 1.0
+        with np.errstate(over="ignore", invalid="ignore"):  # `stretch_range` rejects what overflows
+            block = block.reshape(-1, width, channels)
+            gray[rows] = block[..., 0]
+            if channels > 1:
+                block = block.astype(np.float32, copy=False)
+            if channels > 2:
+                rgb = block[..., :3]
+                gray[rows] = rgb @ LUMA
+                largest, smallest = _sum_of_extremes(rgb)
+                color_spread += largest
+                color_spread -= smallest
+                low, high = min(low, float(rgb.min())), max(high, float(rgb.max()))
+            if channels in (2, 4):
+                gray[rows] *= block[..., -1] / np.float32(opaque)
+    return gray, color_spread / (width * height) / max(high - low, 1e-12)
+
+
+def _sum_of_extremes(rgb: NDArray[np.float32]) -> tuple[float, float]:
+    """Return the sums of each pixel's largest and of each pixel's smallest channel."""
+    red, green, blue = np.moveaxis(rgb, -1, 0)  # np.ptp is slow along so short an axis
+    largest = np.maximum(np.maximum(red, green), blue)
+    smallest = np.minimum(np.minimum(red, green), blue)
+    return float(largest.sum(dtype=np.float64)), float(smallest.sum(dtype=np.float64))
+
+
+def _size_and_channels(image: NDArray[Any] | Image.Image) -> tuple[int, int, int]:
+    """Return width, height and number of channels. Raises InvalidImage if an array is not an image."""
+    if isinstance(image, Image.Image):
+        return *image.size, len(image.getbands())
+    if image.dtype.kind not in "uif":
+        raise InvalidImage(f"Unsupported array dtype {image.dtype}. Use integers or floats.")
+    return check_shape(image.shape)
+
+
+def check_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    """Return width, height and number of channels of an array's shape. Raises InvalidImage."""
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 2, 3, 4)):
+        raise InvalidImage(
+            f"Unsupported array shape {tuple(shape)}. Use [H, W] or [H, W, C] with 1 to 4 channels."
+        )
+    height, width, channels = (*shape, 1)[:3]
+    check_image_size(width, height)
+    return width, height, channels
+
+
+def _read_rows(image: NDArray[Any] | Image.Image, rows: slice) -> NDArray[Any]:
+    if isinstance(image, Image.Image):
+        return np.asarray(image.crop((0, rows.start, image.width, rows.stop)))
+    return image[rows]
+
+
+def stretch_range(gray: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Stretch values to 0 to 1, in place. Raises InvalidImage if they are all equal or not finite."""
+    low, high = float(gray.min()), float(gray.max())
+    if not abs(high - low) <= float(np.finfo(np.float32).max):  # also true for NaN
+        raise InvalidImage("The image has NaN, infinite or nearly infinite values. Replace them first.")
+    if high == low:
+        raise InvalidImage("The image is blank.")
+    gray -= low  # in place: allocating a copy takes longer than the arithmetic
+    gray /= gray.max()  # `high - low` is rounded differently, and the maximum could exceed 1
+    return gray

@@ -1,0 +1,227 @@
+"""From any image source to the 128x128 array that every model takes. The only such path.
+
+    path, bytes, file object, PIL image, array, tensor or pydicom Dataset
+        -> load_image -> LoadedImage, grayscale [H, W] -> letterbox -> [128, 128]
+
+Training, evaluation, the command line and the page all call it; nothing else resizes or scales an image.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fracture_lib.errors import InvalidImage
+from fracture_lib.io.decode import FORMATS, open_image, to_plain_channels
+from fracture_lib.io.dicom import DatasetLike, encode_dataset, is_dicom, read_dicom
+from fracture_lib.io.grayscale import check_shape, stretch_range, to_grayscale
+from fracture_lib.io.limits import MAX_BYTES, MAX_PIXELS, MAX_SIDE, check_file_size
+
+__all__ = [
+    "FORMATS",
+    "INPUT_SIZE",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "MAX_SIDE",
+    "PREPROCESSOR_CONFIG",
+    "ImageSource",
+    "LoadedImage",
+    "letterbox",
+    "load_image",
+    "preprocess",
+]
+
+INPUT_SIZE = 128
+READ_SIZE = 2**20  # bytes that a file object is asked for at once
+
+# Written beside every model as preprocessor_config.json and compared when one is loaded.
+PREPROCESSOR_CONFIG = {
+    "size": {"height": INPUT_SIZE, "width": INPUT_SIZE},
+    "num_channels": 1,
+    "do_convert_grayscale": True,
+    "intensity": "per-image min-max to 0..1",
+    "resample": int(Image.Resampling.BILINEAR),
+    "do_pad": True,
+    "pad_value": 0.0,
+}
+
+
+@runtime_checkable
+class BinaryFile(Protocol):
+    """An object with a `read` method that returns bytes, as `open(path, "rb")` gives."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+@runtime_checkable
+class Tensor(Protocol):
+    """A tensor of torch or TensorFlow, or what else NumPy can convert."""
+
+    @property
+    def shape(self) -> Iterable[Any]: ...
+
+    def __array__(self, *args: Any, **kwargs: Any) -> NDArray[Any]: ...
+
+
+ImageSource: TypeAlias = (
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | BinaryFile
+    | Image.Image
+    | NDArray[Any]
+    | Tensor
+    | DatasetLike
+)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedImage:
+    """A decoded image in grayscale, at full size."""
+
+    pixels: NDArray[np.float32]  # [H, W], the darkest value 0 and the brightest 1
+    colorfulness: float = 0.0  # 0 to 1: mean over the pixels of largest minus smallest channel
+    modality: str | None = None  # of a DICOM file, such as "DX" or "CT"
+    warnings: tuple[str, ...] = ()  # messages about what was left out
+
+
+def preprocess(source: ImageSource | LoadedImage) -> NDArray[np.float32]:
+    """Return the model input for one image: float32 [128, 128] in 0 to 1, black where padded.
+
+    `source` is a LoadedImage or anything that `load_image` takes. Raises InvalidImage.
+    """
+    image = source if isinstance(source, LoadedImage) else load_image(source)
+    return letterbox(image.pixels)[0]
+
+
+def letterbox(pixels: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[slice, slice]]:
+    """Scale an image to fit 128x128, keeping its aspect ratio, and center it on black.
+
+    `pixels` are float32 [H, W] in 0 to 1. Returns float32 [128, 128] and the content box: the slices of
+    rows and columns that the image fills.
+    """
+    scale = INPUT_SIZE / max(pixels.shape)
+    rows, columns = (_centered(max(1, round(side * scale))) for side in pixels.shape)
+    size = (columns.stop - columns.start, rows.stop - rows.start)
+    # Pillow's bilinear filter widens when it shrinks an image, so fine lines do not alias.
+    resized = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+    canvas = np.zeros((INPUT_SIZE, INPUT_SIZE), np.float32)
+    canvas[rows, columns] = np.clip(resized, 0, 1)
+    return canvas, (rows, columns)
+
+
+def _centered(length: int) -> slice:
+    start = (INPUT_SIZE - length) // 2
+    return slice(start, start + length)
+
+
+def load_image(source: ImageSource) -> LoadedImage:
+    """Decode an image at full size, in grayscale, its values stretched to 0 to 1.
+
+    `source` is one of:
+    - a path, the bytes of a file or an open binary file: an image in one of FORMATS, or DICOM
+    - a pydicom Dataset, with or without `file_meta`
+    - a Pillow image
+    - an array of integers or floats, [H, W] or [H, W, C]; the channels are gray, gray and alpha, RGB
+      or RGBA
+    - a torch or TensorFlow tensor of the same shapes, on any device; a torch tensor may also be
+      [C, H, W] with 1, 3 or 4 channels
+
+    EXIF orientation is applied and alpha composited on black. Stretching to the image's own range gives
+    a 16-bit image the same pixels as its 8-bit copy, whichever part of the 16 bits it uses, and clips
+    nothing.
+
+    Raises InvalidImage, whose message says what is wrong and what to do.
+    """
+    if isinstance(source, np.ndarray):
+        return _to_loaded_image(source)
+    if isinstance(source, Image.Image):
+        return _to_loaded_image(to_plain_channels(source))
+    if isinstance(source, (bytes, bytearray)):
+        return _load_bytes(bytes(source))
+    if isinstance(source, (str, os.PathLike)):
+        return _load_bytes(_read_path(source))
+    if isinstance(source, DatasetLike):
+        return _load_bytes(encode_dataset(source))
+    if isinstance(source, BinaryFile):
+        return _load_bytes(_read_file(source))
+    if isinstance(source, Tensor):
+        return _to_loaded_image(_to_array(source))
+    raise InvalidImage(
+        f"Expected a path, bytes, PIL image or array; got {type(source).__name__}. "
+        "Open binary files, torch and TensorFlow tensors and pydicom Datasets work, too."
+    )
+
+
+def _load_bytes(data: bytes) -> LoadedImage:
+    check_file_size(len(data))
+    if is_dicom(data):
+        image = read_dicom(data)
+        return _to_loaded_image(image.values, image.modality, image.warnings)
+    with open_image(data) as opened:
+        return _to_loaded_image(to_plain_channels(opened))
+
+
+def _to_loaded_image(
+    image: NDArray[Any] | Image.Image, modality: str | None = None, warnings: tuple[str, ...] = ()
+) -> LoadedImage:
+    gray, colorfulness = to_grayscale(image)
+    return LoadedImage(stretch_range(gray), colorfulness, modality, warnings)
+
+
+def _read_path(path: str | os.PathLike[str]) -> bytes:
+    """Return a file's bytes, at most one more than MAX_BYTES."""
+    try:
+        with Path(path).open("rb") as file:
+            # `read` allocates as much as it is asked for; a pipe's size is 0 here.
+            size = os.fstat(file.fileno()).st_size or MAX_BYTES
+            return file.read(min(size, MAX_BYTES) + 1)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidImage(f"Cannot open {Path(path).name!r}: {reason}.") from error
+
+
+def _read_file(file: BinaryFile) -> bytes:
+    """Return the bytes from the file's position on, at most READ_SIZE more than MAX_BYTES."""
+    data = bytearray()
+    while len(data) <= MAX_BYTES:
+        try:
+            chunk = file.read(READ_SIZE)
+        except (OSError, ValueError) as error:  # ValueError: the file is closed
+            reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+            raise InvalidImage(f"Cannot read the file: {reason}.") from error
+        if isinstance(chunk, str):
+            raise InvalidImage('The file is open in text mode. Open it in binary mode, "rb".')
+        if not chunk:
+            break
+        data += chunk
+    return bytes(data)
+
+
+def _to_array(tensor: Any) -> NDArray[Any]:
+    """Return a tensor as an array [H, W] or [H, W, C], its size checked before it is copied."""
+    is_torch = hasattr(tensor, "detach")
+    try:
+        shape = tuple(tensor.shape)
+        channels_first = is_torch and len(shape) == 3 and shape[0] in (1, 3, 4)
+        check_shape((*shape[1:], shape[0]) if channels_first else shape)
+        if is_torch:
+            tensor = tensor.detach().cpu()
+            if tensor.is_floating_point():
+                tensor = tensor.float()  # NumPy has no bfloat16
+        array = np.asarray(tensor)
+        if array.dtype.kind == "V":  # TensorFlow's bfloat16, a type of the package ml_dtypes
+            array = array.astype(np.float32)
+    except (InvalidImage, MemoryError):
+        raise
+    except Exception as error:  # torch and TensorFlow raise many types for tensors without values
+        raise InvalidImage(
+            f"The {type(tensor).__name__} cannot be converted to an array. Convert it to NumPy first."
+        ) from error
+    return np.moveaxis(array, 0, -1) if channels_first else array
