@@ -1,0 +1,88 @@
+"""transformers: the Auto classes and `pipeline("image-classification")` for the model in PyTorch.
+
+Call `register_auto_classes` once before loading a model with transformers.
+"""
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.image_processing_base import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from fracture_lib.io.image import ImageSource, preprocess
+from fracture_lib.models.pytorch import apply_cnn, build
+
+__all__ = [
+    "FractureConfig",
+    "FractureForImageClassification",
+    "FractureImageProcessor",
+    "register_auto_classes",
+]
+
+
+class FractureConfig(PreTrainedConfig):
+    """config.json, as `models.config.write_config` writes it."""
+
+    model_type = "fracture-classifier"
+
+    architecture: dict | None = None
+    temperature: float = 1.0
+
+
+class FractureImageProcessor(BaseImageProcessor):
+    """`io.image.preprocess` for one image or a list of them; preprocessor_config.json describes it."""
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012, the base class declares it so
+
+    def preprocess(
+        self,
+        images: ImageSource | list[ImageSource] | tuple[ImageSource, ...],
+        return_tensors: str | None = None,
+        **options: Any,
+    ) -> BatchFeature:
+        sources = images if isinstance(images, list | tuple) else [images]
+        pixels = np.stack([preprocess(source) for source in sources])[:, None]  # [N, 1, 128, 128]
+        return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
+
+
+class FractureForImageClassification(PreTrainedModel):
+    """`ThreeBlockCNN` under its own parameter names, with calibrated logits.
+
+    The softmax of its logits equals `fracture_lib`'s probabilities.
+    """
+
+    config_class = FractureConfig
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: FractureConfig) -> None:
+        super().__init__(config)
+        network = build(config.architecture or {})
+        self.blocks, self.head = network.blocks, network.head
+        self.post_init()
+
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor | None = None, **options: Any
+    ) -> ImageClassifierOutput:
+        logits, _ = apply_cnn(self.blocks, self.head, pixel_values)
+        logits = logits / self.config.temperature
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return ImageClassifierOutput(loss=loss, logits=logits)
+
+
+def register_auto_classes() -> None:
+    """Register the classes above with AutoConfig, AutoImageProcessor and AutoModelForImageClassification."""
+    AutoConfig.register(FractureConfig.model_type, FractureConfig, exist_ok=True)
+    AutoImageProcessor.register(
+        FractureConfig, image_processor_classes={"pil": FractureImageProcessor}, exist_ok=True
+    )
+    AutoModelForImageClassification.register(FractureConfig, FractureForImageClassification, exist_ok=True)
