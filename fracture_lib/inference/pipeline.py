@@ -1,0 +1,222 @@
+"""Run every model on one image, sharing decoding and out-of-distribution features.
+
+The page, its API, the batch, the command line and `Classifier` all predict through an InferencePipeline.
+"""
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import cache
+from os import PathLike
+from pathlib import Path
+from threading import Lock
+from traceback import clear_frames
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fracture_lib.errors import FractureError, InvalidImage, ModelUnavailable
+from fracture_lib.hub import BUNDLE, Reference, Runtime
+from fracture_lib.inference.ood import OODResult, detect_ood
+from fracture_lib.inference.prediction import ComparisonResult, to_prediction
+from fracture_lib.io.image import INPUT_SIZE, ImageSource, LoadedImage, letterbox, load_image
+from fracture_lib.models.model import BaseModel, EnsembleModel, ModelOutput, read_model
+from fracture_lib.registry import ALL_MODELS, ENSEMBLE, MODELS
+
+__all__ = ["InferencePipeline", "check_ood", "compare"]
+
+OOD_BACKBONE = "resnet50"
+PREVIEW_SIDE = 640  # pixels; large enough to show
+
+
+class InferencePipeline:
+    """Models that are loaded when they are first used and then kept. Safe to share between threads."""
+
+    def __init__(self, runtime: Runtime = "onnx") -> None:
+        self.runtime: Runtime = runtime
+        self.ready = False  # whether `warm_up` has finished
+        self._models: dict[Reference, BaseModel] = {}
+        self._locks: dict[Reference, Lock] = {}  # one per model: loading one does not block another
+
+    def get_model(self, reference: Reference) -> BaseModel:
+        """Return a model by name, or by any other reference that `read_model` takes. Raises FractureError."""
+        with self._locks.setdefault(reference, Lock()):  # setdefault is atomic
+            if reference not in self._models:
+                if reference == ENSEMBLE:
+                    self._models[reference] = EnsembleModel({name: self.get_model(name) for name in MODELS})
+                else:
+                    self._models[reference] = read_model(reference, self.runtime)
+            return self._models[reference]
+
+    def ood_backbone(self) -> BaseModel:
+        """Return the bundled ResNet50, whose features the out-of-distribution thresholds were fitted to.
+
+        This is the pipeline's own resnet50 if that is loaded from the bundle, and otherwise a copy that
+        all pipelines share. Raises FractureError.
+        """
+        own = self._models.get(OOD_BACKBONE)
+        if own and own.source.kind == "bundle":
+            return own
+        return _read_backbone(BUNDLE / OOD_BACKBONE, self.runtime)
+
+    def warm_up(self) -> None:
+        """Load every model that can be loaded and run each once, as a first run takes longer.
+
+        A model that fails to load is reported when it is used.
+        """
+        with suppress(FractureError):
+            self.predict(np.eye(INPUT_SIZE), name="warm-up", skip_ood_check=True)
+        self.ready = True
+
+    def predict(
+        self,
+        source: ImageSource,
+        models: Iterable[Reference] = ALL_MODELS,
+        name: str | None = None,
+        skip_ood_check: bool = False,
+    ) -> ComparisonResult:
+        """Classify one image, given as `load_image` takes it, with each of `models`.
+
+        `name` is shown for the image; the default is its file name. An out-of-distribution image gets
+        no predictions unless `skip_ood_check`. A model that fails is listed in `failures` and the others
+        still answer; if out-of-distribution detection fails, a warning says so. Raises InvalidImage,
+        also when memory runs out.
+        """
+        references = tuple(models)
+        members = MODELS if ENSEMBLE in references else ()
+        loaded, failures = self._load(r for r in (*members, *references) if r != ENSEMBLE)
+        image, preview, pixels, content_box = _read(source)
+        ood, outputs, ood_warnings = self._try_detect_ood(image, pixels)
+        warnings = (*image.warnings, *ood_warnings)
+        results: dict[Reference, tuple[BaseModel, ModelOutput]] = {}
+        if skip_ood_check or not (ood and ood.is_ood):
+            for reference, model in loaded.items():
+                try:
+                    output = outputs.get(model) or model.forward(pixels[None, None])
+                    results[reference] = model, output
+                except FractureError as error:
+                    failures[reference] = str(error)
+            if ENSEMBLE in references:
+                try:
+                    results[ENSEMBLE] = self._combine(results)
+                except FractureError as error:
+                    failures[ENSEMBLE] = str(error)
+        return ComparisonResult(
+            name=name if name is not None else _file_name(source),
+            preview=preview,
+            pixels=pixels,
+            content_box=content_box,
+            warnings=warnings,
+            ood=ood,
+            predictions={
+                str(r): to_prediction(results[r][0].info, results[r][1], warnings, ood)
+                for r in references
+                if r in results
+            },
+            failures={str(r): failures[r] for r in references if r in failures},
+        )
+
+    def check_ood(self, source: ImageSource) -> OODResult:
+        """Return whether an image looks like a bone X-ray. Raises FractureError."""
+        image, _, pixels, _ = _read(source)
+        return self._detect_ood(image, pixels)[0]
+
+    def _detect_ood(
+        self, image: LoadedImage, pixels: NDArray[np.float32]
+    ) -> tuple[OODResult, BaseModel, ModelOutput]:
+        """Return the result and, for reuse, the backbone and its output."""
+        backbone = self.ood_backbone()
+        output = backbone.forward(pixels[None, None])
+        assert output.features is not None  # only an ensemble has none
+        return detect_ood(image, output.features[0]), backbone, output
+
+    def _try_detect_ood(
+        self, image: LoadedImage, pixels: NDArray[np.float32]
+    ) -> tuple[OODResult | None, dict[BaseModel, ModelOutput], list[str]]:
+        """Return the result, the outputs computed on the way, and warnings; None if it cannot be checked."""
+        try:
+            ood, backbone, output = self._detect_ood(image, pixels)
+        except FractureError as error:
+            return None, {}, [f"Could not check whether this is an X-ray: {error}"]
+        return ood, {backbone: output}, [ood.message] if ood.is_ood else []
+
+    def _load(
+        self, references: Iterable[Reference]
+    ) -> tuple[dict[Reference, BaseModel], dict[Reference, str]]:
+        """Return the models that load, and why the others do not."""
+        loaded: dict[Reference, BaseModel] = {}
+        failures: dict[Reference, str] = {}
+        for reference in references:
+            try:
+                loaded[reference] = self.get_model(reference)
+            except FractureError as error:
+                failures[reference] = str(error)
+        return loaded, failures
+
+    def _combine(
+        self, results: Mapping[Reference, tuple[BaseModel, ModelOutput]]
+    ) -> tuple[BaseModel, ModelOutput]:
+        """Return the ensemble and its output from its members' results. Raises FractureError."""
+        if missing := [name for name in MODELS if name not in results]:
+            raise ModelUnavailable(f"It needs all of its members, but {', '.join(missing)} failed.")
+        ensemble = self.get_model(ENSEMBLE)
+        assert isinstance(ensemble, EnsembleModel)
+        return ensemble, ensemble.combine({name: results[name][1] for name in MODELS})
+
+
+@cache
+def _read_backbone(folder: Path, runtime: Runtime) -> BaseModel:
+    return read_model(folder, runtime)
+
+
+@cache
+def _shared_pipeline() -> InferencePipeline:
+    return InferencePipeline()
+
+
+def compare(
+    image: ImageSource, models: Iterable[Reference] = ALL_MODELS, skip_ood_check: bool = False
+) -> ComparisonResult:
+    """Classify one image with several models: `InferencePipeline.predict` on a shared pipeline.
+
+    The models stay loaded for the next call. Raises InvalidImage.
+    """
+    return _shared_pipeline().predict(image, models, skip_ood_check=skip_ood_check)
+
+
+def check_ood(image: ImageSource) -> OODResult:
+    """Return whether an image looks like a bone X-ray: `InferencePipeline.check_ood` on a shared pipeline.
+
+    Raises InvalidImage, InvalidModel and ModelUnavailable.
+    """
+    return _shared_pipeline().check_ood(image)
+
+
+def _read(
+    source: ImageSource,
+) -> tuple[LoadedImage, Image.Image, NDArray[np.float32], tuple[slice, slice]]:
+    """Return the image, an 8-bit preview, the model input and its content box."""
+    try:
+        image = load_image(source)
+        greys = np.empty(image.pixels.shape, np.uint8)
+        np.multiply(255, image.pixels, out=greys, casting="unsafe")  # avoids a float copy of a large image
+        preview = Image.fromarray(greys)
+        preview.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+        return image, preview, *letterbox(image.pixels)
+    except InvalidImage as error:
+        _clear_frames(error)
+        raise
+    except MemoryError as error:
+        _clear_frames(error)
+        raise InvalidImage("The image needs more memory than is available. Scale it down first.") from error
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Clear traceback frames so they don't keep image arrays alive; servers hold errors for a while."""
+    while error:
+        clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _file_name(source: ImageSource) -> str:
+    return Path(source).name if isinstance(source, str | PathLike) else type(source).__name__
