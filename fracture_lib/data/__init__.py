@@ -1,0 +1,1 @@
+"""Labelled images: find, read, group and split them."""

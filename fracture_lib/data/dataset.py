@@ -1,0 +1,177 @@
+"""Folders of labelled images: find, read, group and split.
+
+Layouts, with folder names in any case:
+
+    <class>/<split>/image.jpg      <split>/<class>/image.jpg      <class>/image.jpg
+
+Images of one patient or figure must never be on both sides of a split. A `manifest.csv` with the columns
+`path` and `source_group` says which belong together; otherwise near-duplicates are grouped by perceptual
+hash.
+"""
+
+import csv
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fracture_lib.data.duplicates import near_duplicate_groups
+from fracture_lib.data.reading import map_images
+from fracture_lib.data.sources import resolve_dataset
+from fracture_lib.errors import InvalidArgument, InvalidData, UnknownLabel
+from fracture_lib.hub import HUB_PREFIX
+from fracture_lib.io.image import INPUT_SIZE, LoadedImage, preprocess
+from fracture_lib.labels import CLASSES, label_id
+
+__all__ = ["LabelledImages", "Transform", "assign_folds", "load_dataset_folder", "load_pixels"]
+
+SPLITS = {"train", "test", "valid", "validation", "val"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
+
+Transform: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # [H, W] in 0..1, both ways
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """N labelled images, in the order of their paths."""
+
+    paths: tuple[Path, ...]
+    labels: NDArray[np.int64]  # [N], class ids
+    groups: NDArray[np.int64]  # [N]; images of one patient or figure share a number
+    grouped_by: Literal["source_group", "perceptual hash"]
+    split: str | None  # the split folder that was read; None if there is none or all were read
+    fingerprint: str  # sha256 over the sorted contents and labels, whatever the layout
+    hub: str | None = None  # the Hub dataset that they came from, "owner/name[@revision]"
+
+
+def load_dataset_folder(root: str | Path, split: str | None = None) -> LabelledImages:
+    """Find the images of one `split`, or of all, and group them.
+
+    `root` is a folder, "hf-hub:owner/name[@revision]" or "kaggle:owner/name". `split` is ignored if the
+    folder has no split folders. Raises InvalidData if nothing fits the layouts above, and UnknownLabel if
+    a folder is not named after a class.
+    """
+    folder = resolve_dataset(root)
+    found = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
+    rows = [(path, *_label_and_split(path.relative_to(folder))) for path in found]
+    splits = {name for _, _, name in rows if name}
+    wanted = split if split and splits else None
+    if wanted:
+        rows = [row for row in rows if row[2] == wanted.lower()]
+    if not rows:
+        raise InvalidData(
+            f"{folder.name} has no images{f' of the split {split}' if split else ''}. It holds {len(found)} "
+            f"images and the splits {', '.join(sorted(splits)) or '(none)'}; expected "
+            "<class>/<split>/image.jpg, <split>/<class>/image.jpg or <class>/image.jpg, with classes "
+            f"such as {CLASSES[0].label} and {CLASSES[1].label}."
+        )
+    paths, labels = tuple(row[0] for row in rows), np.array([row[1] for row in rows], np.int64)
+    source_groups = _read_manifest(folder)
+    from_manifest = all(path in source_groups for path in paths)
+    if from_manifest:
+        names = [source_groups[path] for path in paths]
+        groups = np.unique(names, return_inverse=True)[1].astype(np.int64)
+    else:
+        groups = near_duplicate_groups(paths)
+    is_hub = isinstance(root, str) and root.startswith(HUB_PREFIX)
+    return LabelledImages(
+        paths=paths,
+        labels=labels,
+        groups=groups,
+        grouped_by="source_group" if from_manifest else "perceptual hash",
+        split=wanted,
+        fingerprint=_fingerprint(paths, labels),
+        hub=str(root).removeprefix(HUB_PREFIX) if is_hub else None,
+    )
+
+
+def _label_and_split(relative: Path) -> tuple[int, str | None]:
+    """Return the class id and the split, in lower case, that the folders of a path name."""
+    folders = relative.parts[:-1]
+    split = next((name.lower() for name in folders if name.lower() in SPLITS), None)
+    class_folders = [name for name in folders if name.lower() not in SPLITS]
+    if len(class_folders) != 1:
+        raise InvalidData(
+            f"The class of {relative.as_posix()} is unclear. Put it into one folder named after its class."
+        )
+    try:
+        return label_id(class_folders[0]), split
+    except UnknownLabel as error:
+        raise UnknownLabel(f"{relative.as_posix()}: {error}") from error
+
+
+def _read_manifest(folder: Path) -> dict[Path, str]:
+    """Return the source group of each path in manifest.csv; empty if there is no such file."""
+    path = folder / "manifest.csv"
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"path", "source_group"} <= rows[0].keys():
+        raise InvalidData(
+            "manifest.csv needs the columns path and source_group. Add them or remove the file."
+        )
+    return {folder / row["path"]: row["source_group"] for row in rows}
+
+
+def _fingerprint(paths: Sequence[Path], labels: NDArray[np.int64]) -> str:
+    lines = sorted(
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()} {CLASSES[label].label}"
+        for path, label in zip(paths, labels, strict=True)
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@overload
+def load_pixels(images: LabelledImages, transforms: None = None) -> NDArray[np.float32]: ...
+@overload
+def load_pixels(
+    images: LabelledImages, transforms: Mapping[str, Transform]
+) -> dict[str, NDArray[np.float32]]: ...
+def load_pixels(
+    images: LabelledImages, transforms: Mapping[str, Transform] | None = None
+) -> NDArray[np.float32] | dict[str, NDArray[np.float32]]:
+    """Read all images: float32 [N, 1, 128, 128] in 0..1.
+
+    With `transforms`, return a dict with such an array for each of them. A transform is applied to the
+    image at full size, before it is scaled and padded; each image is read once for all of them. Raises
+    InvalidData if an image cannot be read.
+    """
+    if transforms is None:
+        return load_pixels(images, {"original": lambda image: image})["original"]
+
+    def model_inputs(image: LoadedImage) -> list[NDArray[np.float32]]:
+        return [preprocess(transform(image.pixels)) for transform in transforms.values()]
+
+    shape = (len(images.paths), 1, INPUT_SIZE, INPUT_SIZE)
+    pixels = {name: np.empty(shape, np.float32) for name in transforms}
+    for i, inputs in enumerate(map_images(model_inputs, images.paths, "reading images")):
+        for name, array in zip(transforms, inputs, strict=True):
+            pixels[name][i, 0] = array
+    return pixels
+
+
+def assign_folds(images: LabelledImages, n_folds: int) -> NDArray[np.int64]:
+    """Return int64 [N]: the fold of each image. Stratified by class; a group is never divided.
+
+    The folds do not depend on a training seed, so models trained with different seeds can be compared,
+    and averaged, on the same held-out images. Raises InvalidArgument unless the images allow `n_folds`
+    folds, and InvalidData if they allow none.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    labels, groups = images.labels, images.groups
+    most = int(min(len(np.unique(groups)), np.bincount(labels).max()))
+    if most < 2:
+        raise InvalidData("There are too few images to split them into folds. Add images.")
+    if not 2 <= n_folds <= most:
+        raise InvalidArgument(f"n_folds is {n_folds}; these images allow 2 to {most}.")
+    folds = np.empty(len(labels), np.int64)
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=0)
+    for fold, (_, test) in enumerate(splitter.split(labels, labels, groups)):
+        folds[test] = fold
+    return folds

@@ -1,0 +1,1 @@
+"""Train models: recipes, augmentation, the training loop and its callbacks."""

@@ -1,0 +1,101 @@
+"""What the training loop needs from a framework: one network with its optimizer."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fracture_lib.registry import MODELS
+from fracture_lib.training.recipes import Recipe
+
+__all__ = ["Learner", "build_learner", "compute_features", "compute_logits"]
+
+CHUNK_SIZE = 64  # images
+
+
+class Learner(Protocol):
+    """One network in training, with its optimizer.
+
+    Features are what enters the trained layers: the output [B, ...] of a frozen trunk, or the pixels
+    [B, 1, 128, 128] if all layers are trained.
+    """
+
+    def features(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the features of float32 [B, 1, 128, 128] in 0..1."""
+
+    def step(
+        self,
+        features: NDArray[np.float32],
+        targets: NDArray[np.float32],
+        learning_rate: float,
+        dropout_seed: int,
+    ) -> float:
+        """Make one optimizer step on soft targets float32 [B, 10]; return the loss before it.
+
+        All randomness comes from `dropout_seed`, so a resumed fit repeats an uninterrupted one.
+        """
+
+    def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return logits float32 [B, 10] in inference mode."""
+
+    def get_weights(self) -> list[NDArray[Any]]:
+        """Return copies of the trained layers' weights and statistics."""
+
+    def set_weights(self, weights: Sequence[NDArray[Any]]) -> None:
+        """Restore what `get_weights` returned."""
+
+    def get_optimizer_state(self) -> list[NDArray[Any]]:
+        """Return a copy of the optimizer's moments and counters."""
+
+    def set_optimizer_state(self, state: Sequence[NDArray[Any]]) -> None:
+        """Restore what `get_optimizer_state` returned."""
+
+    def save(self, folder: Path) -> None:
+        """Write the native weights, head.safetensors and model.onnx. Ends the training."""
+
+
+def build_learner(name: str, recipe: Recipe, seed: int, pretrained: Path | None) -> Learner:
+    """Return a new network of the model `name`, initialized from `seed` and, if given, pretrained weights.
+
+    Imports the model's framework. Raises InvalidModel if the pretrained weights do not fit.
+    """
+    if MODELS[name].framework == "pytorch":
+        from fracture_lib.models import pytorch
+
+        return pytorch.Learner(
+            recipe.architecture,
+            seed,
+            weight_decay=recipe.weight_decay,
+            clip_norm=recipe.clip_norm,
+            muon_lr_scale=recipe.muon_lr_scale,
+        )
+    from fracture_lib.models import keras
+
+    return keras.Learner(
+        recipe.architecture,
+        seed,
+        weight_decay=recipe.weight_decay,
+        clip_norm=recipe.clip_norm,
+        muon_lr_scale=recipe.muon_lr_scale,
+        pretrained=pretrained,
+    )
+
+
+def compute_features(learner: Learner, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the features of any number of images, computed in chunks to bound memory."""
+    return in_chunks(learner.features, pixels)
+
+
+def compute_logits(learner: Learner, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return logits float32 [N, 10] for any number of features, computed in chunks to bound memory."""
+    return in_chunks(learner.logits, features)
+
+
+def in_chunks(
+    function: Callable[[NDArray[np.float32]], NDArray[np.float32]], inputs: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return `function(inputs)`, computed for 64 images at a time."""
+    chunks = [inputs[i : i + CHUNK_SIZE] for i in range(0, len(inputs), CHUNK_SIZE)]
+    return np.concatenate([function(chunk) for chunk in chunks])

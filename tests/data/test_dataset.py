@@ -1,0 +1,155 @@
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ImageOps
+
+from fracture_lib.data.dataset import assign_folds, load_dataset_folder, load_pixels
+from fracture_lib.data.synthetic import synthetic_radiograph
+from fracture_lib.errors import InvalidArgument, InvalidData, UnknownLabel
+from fracture_lib.io.image import preprocess
+from fracture_lib.labels import CLASSES
+
+
+def write_images(root: Path, pattern: str, seeds: tuple[int, ...] = (0,)) -> Path:
+    """Write an image per class and seed into the folders of `pattern`, such as "{label}/Train"."""
+    for c in CLASSES:
+        folder = root / pattern.format(label=c.label)
+        folder.mkdir(parents=True, exist_ok=True)
+        for seed in seeds:
+            synthetic_radiograph(c.label, seed, width=64, height=96).save(folder / f"{c.label}-{seed}.png")
+    return root
+
+
+# load_dataset_folder
+
+
+@pytest.mark.parametrize(
+    "pattern", ["{label} fracture/Test", "test/{label}", "{label}", "Test/{label} Fracture"]
+)
+def test_load_dataset_folder_reads_every_layout_alike(pattern, tmp_path):
+    images = load_dataset_folder(write_images(tmp_path / "a", pattern), "Test")
+    plain = load_dataset_folder(write_images(tmp_path / "b", "{label}"))
+    assert sorted(images.labels) == list(range(10)) and images.labels.dtype == np.int64
+    assert images.fingerprint == plain.fingerprint
+    assert images.split == (None if pattern == "{label}" else "Test")
+
+
+def test_load_dataset_folder_with_split_reads_only_that_split(tmp_path):
+    write_images(write_images(tmp_path, "{label}/Train", (0, 1)), "{label}/Test", (2,))
+    assert len(load_dataset_folder(tmp_path, "train").paths) == 20
+    assert len(load_dataset_folder(str(tmp_path), "Test").paths) == 10
+    everything = load_dataset_folder(tmp_path)
+    assert len(everything.paths) == 30 and everything.split is None
+
+
+def test_load_dataset_folder_with_unknown_split_names_those_it_found(tmp_path):
+    write_images(write_images(tmp_path, "{label}/Train"), "{label}/Test")
+    with pytest.raises(InvalidData, match=r"split Valid\. It holds 20 images and the splits test, train"):
+        load_dataset_folder(tmp_path, "Valid")
+
+
+def test_load_dataset_folder_with_manifest_groups_by_source(dataset_folder):
+    images = load_dataset_folder(dataset_folder, "Train")
+    assert images.grouped_by == "source_group" and len(set(images.groups)) == 40
+    assert images.groups.dtype == np.int64 and images.hub is None
+
+
+def test_load_dataset_folder_with_incomplete_manifest_groups_by_hash(dataset_folder, tmp_path):
+    shutil.copytree(dataset_folder, tmp_path / "data")
+    synthetic_radiograph("Spiral", 9).save(tmp_path / "data" / "Spiral fracture" / "Train" / "unlisted.png")
+    assert load_dataset_folder(tmp_path / "data").grouped_by == "perceptual hash"
+
+
+def test_load_dataset_folder_without_manifest_groups_near_duplicates_across_labels(tmp_path):
+    write_images(tmp_path, "{label}")
+    image = synthetic_radiograph("Spiral")
+    image.save(tmp_path / "Spiral" / "original.png")
+    ImageOps.mirror(image).save(tmp_path / "Spiral" / "flipped.png")
+    image.save(tmp_path / "Oblique" / "resaved.jpg", quality=60)
+    images = load_dataset_folder(tmp_path)
+    assert images.grouped_by == "perceptual hash"
+    groups = {path.name: group for path, group in zip(images.paths, images.groups, strict=True)}
+    assert groups["original.png"] == groups["flipped.png"] == groups["resaved.jpg"]
+
+
+def test_load_dataset_folder_with_manifest_without_groups_raises_invalid_data(tmp_path):
+    write_images(tmp_path, "{label}")
+    (tmp_path / "manifest.csv").write_text("path,label\na,b\n")
+    with pytest.raises(InvalidData, match="needs the columns path and source_group"):
+        load_dataset_folder(tmp_path)
+
+
+def test_load_dataset_folder_without_images_tells_the_layouts(tmp_path):
+    with pytest.raises(InvalidData, match=r"holds 0 images .* expected <class>/<split>/image\.jpg"):
+        load_dataset_folder(tmp_path)
+
+
+def test_load_dataset_folder_with_image_outside_class_folders_names_it(tmp_path):
+    synthetic_radiograph("Spiral").save(tmp_path / "loose.png")
+    with pytest.raises(InvalidData, match=r"The class of loose\.png is unclear"):
+        load_dataset_folder(tmp_path)
+
+
+def test_load_dataset_folder_with_unknown_class_raises_unknown_label(dataset_folder, tmp_path):
+    shutil.copytree(dataset_folder / "Spiral fracture", tmp_path / "Torus fracture")
+    with pytest.raises(UnknownLabel, match='"Torus fracture"'):
+        load_dataset_folder(tmp_path)
+
+
+# load_pixels
+
+
+def test_load_pixels_returns_the_model_input_of_each_image(dataset_folder):
+    images = load_dataset_folder(dataset_folder)
+    pixels = load_pixels(images)
+    assert pixels.shape == (40, 1, 128, 128) and pixels.dtype == np.float32
+    np.testing.assert_array_equal(pixels[7, 0], preprocess(images.paths[7]))
+
+
+def test_load_pixels_with_transforms_applies_each_at_full_size(dataset_folder):
+    shapes = set()
+
+    def flip(image):
+        shapes.add(image.shape)
+        return image[::-1]
+
+    images = load_dataset_folder(dataset_folder)
+    pixels = load_pixels(images, {"flip": flip, "same": lambda image: image})
+    assert list(pixels) == ["flip", "same"] and shapes == {(96, 64)}
+    np.testing.assert_array_equal(pixels["same"], load_pixels(images))
+    np.testing.assert_allclose(pixels["flip"], pixels["same"][:, :, ::-1], atol=1e-6)
+
+
+def test_load_pixels_with_unreadable_image_names_it(tmp_path):
+    write_images(tmp_path, "{label}")
+    images = load_dataset_folder(tmp_path)
+    images.paths[3].write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(InvalidData, match=f"^{images.paths[3].name} cannot be read"):
+        load_pixels(images)
+
+
+# assign_folds
+
+
+def test_assign_folds_keeps_groups_whole_and_stratifies(dataset_folder):
+    images = replace(load_dataset_folder(dataset_folder, "Train"), groups=np.arange(40) // 2)
+    folds = assign_folds(images, 2)
+    for group in range(20):
+        assert len(set(folds[images.groups == group])) == 1
+    for fold in range(2):
+        assert (np.bincount(images.labels[folds == fold], minlength=10) == 2).all()
+    np.testing.assert_array_equal(folds, assign_folds(images, 2))
+
+
+@pytest.mark.parametrize("n_folds", [-1, 0, 1, 5, 400])
+def test_assign_folds_with_impossible_number_raises_invalid_argument(dataset_folder, n_folds):
+    with pytest.raises(InvalidArgument, match=f"^n_folds is {n_folds}; these images allow 2 to 4"):
+        assign_folds(load_dataset_folder(dataset_folder), n_folds)
+
+
+def test_assign_folds_of_one_image_per_class_raises_invalid_data(tmp_path):
+    with pytest.raises(InvalidData, match="Add images"):
+        assign_folds(load_dataset_folder(write_images(tmp_path, "{label}")), 2)
