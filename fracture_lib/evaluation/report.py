@@ -1,0 +1,130 @@
+"""Score a trained model on a folder of labelled images; assemble the report of a measurement."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fracture_lib.data.dataset import LabelledImages, load_dataset_folder, load_pixels
+from fracture_lib.data.duplicates import near_duplicate_groups
+from fracture_lib.evaluation.calibration import conformal_sets, cross_fit_temperature
+from fracture_lib.evaluation.metrics import (
+    Ints,
+    calibration_bins,
+    classification_report,
+    selective_risk,
+)
+from fracture_lib.hub import Reference, Runtime
+from fracture_lib.models.functional import Floats
+from fracture_lib.models.model import BaseModel, read_model
+from fracture_lib.models.report import DataSummary, EvaluationReport
+
+__all__ = ["evaluate", "evaluation_report", "out_of_fold_report", "summarize_data"]
+
+BATCH_SIZE = 64
+
+_logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    model: Reference,
+    data: str | Path,
+    split: str | None = None,
+    runtime: Runtime = "onnx",
+    exclude_duplicates_of: str | None = None,
+) -> EvaluationReport:
+    """Return the report of `model`, as `read_model` takes it, on the dataset `data`.
+
+    `data` and `split` are those of `load_dataset_folder`; without `split`, all images are scored. With
+    `exclude_duplicates_of`, the name of the split that was trained on, `deduplicated` is a second report,
+    on the images without a near-duplicate there; it is None if there is no such image.
+
+    Raises UnknownModel, ModelUnavailable, InvalidModel, InvalidData or UnknownLabel.
+    """
+    loaded = read_model(model, runtime)
+    images = load_dataset_folder(data, split)
+    unique = None
+    if exclude_duplicates_of:
+        unique = _has_no_duplicate(images, load_dataset_folder(data, exclude_duplicates_of))
+    probabilities = _predict_in_batches(loaded, load_pixels(images))
+    report = EvaluationReport(
+        model=loaded.name,
+        protocol=_protocol(loaded, images),
+        source=str(loaded.source),
+        runtime=runtime,
+        data=summarize_data(images),
+        **vars(classification_report(probabilities, images.labels, images.groups)),
+    )
+    if unique is None:
+        return report
+    if not unique.any():
+        _logger.warning("Every image has a near-duplicate in %s; none is left.", exclude_duplicates_of)
+        return report
+    deduplicated = EvaluationReport(
+        model=loaded.name,
+        protocol=f"those images without a near-duplicate in {exclude_duplicates_of}",
+        **vars(classification_report(probabilities[unique], images.labels[unique], images.groups[unique])),
+    )
+    return replace(report, deduplicated=deduplicated)
+
+
+def _has_no_duplicate(images: LabelledImages, others: LabelledImages) -> NDArray[np.bool_]:
+    """Return a mask [N] of the images without a near-duplicate among the others."""
+    groups = near_duplicate_groups([*images.paths, *others.paths])
+    n = len(images.paths)
+    return ~np.isin(groups[:n], groups[n:])
+
+
+def _predict_in_batches(model: BaseModel, pixels: NDArray[np.float32]) -> NDArray[np.float64]:
+    batches = [pixels[i : i + BATCH_SIZE] for i in range(0, len(pixels), BATCH_SIZE)]
+    return np.concatenate([model.predict_proba(batch) for batch in batches])
+
+
+def _protocol(model: BaseModel, images: LabelledImages) -> str:
+    protocol = f"the given model on the images of {images.split or 'the whole folder'}"
+    trained_on = model.report.data
+    if trained_on and images.fingerprint == trained_on.fingerprint:
+        protocol += ", which it was trained on: this measures memory, not accuracy"
+    return protocol
+
+
+def out_of_fold_report(
+    logits: Floats, labels: Ints, groups: Ints, *, model: str, protocol: str
+) -> EvaluationReport:
+    """Return the `evaluation_report` for `logits` [N, 10] from models that did not see the image.
+
+    Each image's temperature is fitted on other groups' images.
+    """
+    probabilities = cross_fit_temperature(logits, labels, groups)
+    return evaluation_report(probabilities, labels, groups, model=model, protocol=protocol)
+
+
+def evaluation_report(
+    probabilities: Floats, labels: Ints, groups: Ints, *, model: str, protocol: str
+) -> EvaluationReport:
+    """Return metrics, calibration, selective risk and conformal sets of `probabilities` [N, 10].
+
+    Nothing that the probabilities depend on may be fitted on their own images. `model` is its name;
+    `protocol` says in words how the images were scored.
+    """
+    return EvaluationReport(
+        model=model,
+        protocol=protocol,
+        **vars(classification_report(probabilities, labels, groups)),
+        calibration=calibration_bins(probabilities, labels, groups),
+        selective_risk=selective_risk(probabilities, labels, groups),
+        conformal=conformal_sets(probabilities, labels, groups),
+    )
+
+
+def summarize_data(images: LabelledImages) -> DataSummary:
+    """Return what a report says about the images behind it."""
+    return DataSummary(
+        n_images=len(images.labels),
+        grouped_by=images.grouped_by,
+        fingerprint=images.fingerprint,
+        split=images.split,
+        hub=images.hub,
+    )
