@@ -1,0 +1,323 @@
+"""Write what people read: model cards from model_card.md, the README's table, cards for the Hub."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from fracture_lib.data.dataset import LabelledImages
+from fracture_lib.errors import InvalidData, InvalidModel
+from fracture_lib.hub import BUNDLE, FILES_BY_RUNTIME, HUB_PREFIX, is_repo_id, split_revision
+from fracture_lib.labels import CLASSES
+from fracture_lib.models.config import read_config
+from fracture_lib.models.report import DataSummary, EvaluationReport
+from fracture_lib.registry import ALL_MODELS, MODELS, ModelSpec
+
+__all__ = [
+    "EXAMPLE_IMAGE",
+    "render_card",
+    "render_dataset_card",
+    "render_space_readme",
+    "results_table",
+    "source_checkout",
+    "write_card",
+    "write_results_table",
+]
+
+PACKAGE = Path(__file__).parent.parent
+TEMPLATE_FILE = "model_card.md"
+TABLE_START = "<!-- results: written by `fracture cards` -->"
+TABLE_END = "<!-- end of results -->"
+EXAMPLE_IMAGE = "synthetic-spiral.png"  # in every model repository, for the Hub's widget
+WITHHELD = "withheld, not yet scored"
+# Fingerprint of the 989 images in the Train folder of Bone Break Classification. Only the card of a model
+# trained on them describes that dataset.
+BONE_BREAK = "996ab84b1acc82c649762981947a66b47aa48e12ac192c5d9cb8f0267baca787"
+
+DATASET_CARD = """---
+{{ card_data }}
+---
+
+# Fracture types in radiographs
+
+{{ splits.values() | sum }} radiographs of ten fracture types, in {{ n_groups }} groups by {{ grouped_by }}.
+Images of one patient or figure share a `source_group`; a group is never in two splits or two folds.
+
+**Not for diagnosis.** There is no "no fracture" class.
+{% if bone_break %}
+The images are those of the Train folder of Bone Break Classification (Roboflow Universe, curso-rphcb; CC BY
+4.0). They were scraped from the web: labels and the rights to individual images are unverified, some
+near-duplicates carry two different labels, some images contain arrows or letters or are CT or MRI panels.
+{% endif %}
+| split | radiographs |
+| --- | --- |
+{%- for name, n in splits.items() %}
+| {{ name }} | {{ n }} |
+{%- endfor %}
+
+| class | radiographs | description |
+| --- | --- | --- |
+{%- for label, n, description in classes %}
+| {{ label }} | {{ n }} | {{ description }} |
+{%- endfor %}
+
+Columns: `image`, `label`, `source_group`, and `fold` for cross-validation; `validation` is fold 0.
+The dataset's fingerprint is `{{ fingerprint }}`.
+"""
+
+
+class _Metric(NamedTuple):
+    key: str  # in `EvaluationReport.metrics`
+    title: str
+    hub_type: str  # the Hub's name of the metric
+    in_percent: bool
+
+
+METRICS = (
+    _Metric("accuracy", "Accuracy", "accuracy", True),
+    _Metric("top3_accuracy", "Top-3 accuracy", "accuracy", True),
+    _Metric("macro_f1", "Macro-F1", "f1", True),
+    _Metric("balanced_accuracy", "Balanced accuracy", "accuracy", True),
+    _Metric("macro_auroc", "Macro AUROC", "roc_auc", False),
+    _Metric("negative_log_likelihood", "Negative log-likelihood", "nll", False),
+    _Metric("brier", "Brier score", "brier_score", False),
+    _Metric("expected_calibration_error", "Expected calibration error", "expected_calibration_error", False),
+)
+
+
+class _TestRow(NamedTuple):
+    """Results on the test split, formatted."""
+
+    subset: str
+    n: int
+    accuracy: str
+    macro_f1: str
+    top3_accuracy: str
+
+
+def write_card(folder: str | Path) -> Path:
+    """Write README.md of the model in `folder` and return its path. Raises InvalidModel."""
+    path = Path(folder) / "README.md"
+    path.write_text(f"{render_card(folder)}\n", encoding="utf-8")
+    return path
+
+
+def render_card(folder: str | Path, repo: str | None = None) -> str:
+    """Return the card of the model in `folder` for the Hub repository `repo`, "owner/name".
+
+    Without `repo`, the card's examples load the model from the bundle. Raises InvalidModel if the folder
+    was not written by training.
+    """
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    folder = Path(folder)
+    config, report = read_config(folder), EvaluationReport.read(folder)
+    _check_complete(report, folder)
+    assert report.data and report.training  # checked above
+    spec, data = MODELS[config.model_name], report.data
+    bone_break = data.fingerprint == BONE_BREAK
+    card_data = ModelCardData(
+        model_name=f"Fracture classification: {spec.name}",
+        license="cc-by-4.0",
+        language="en",
+        library_name=spec.library_name,
+        pipeline_tag="image-classification",
+        tags=["medical", "radiology", "x-ray", "fracture", "onnx"],
+        metrics=["accuracy", "f1", "roc_auc"],
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=data.hub or "image-folder",
+                dataset_name=_dataset_name(data),
+                dataset_split="out-of-fold",
+                metric_type=metric.hub_type,
+                metric_name=f"{metric.title}, out of fold, n = {report.n}",
+                metric_value=report.metrics[metric.key].value,
+            )
+            for metric in METRICS
+        ],
+        datasets=[split_revision(data.hub)[0]] if data.hub else None,
+        base_model=_base_model(spec, report.training.pretrained),
+        widget=[_widget_example(repo)] if repo else None,
+    )
+    card = ModelCard.from_template(
+        card_data,
+        template_path=str(_find_template()),
+        spec=spec,
+        config=config,
+        report=report,
+        classes=CLASSES,
+        bone_break=bone_break,
+        repo=repo,
+        majority=f"{100 * max(row.n for row in report.per_class) / report.n:.1f} %",
+        reference_accuracy=f"{100 * spec.reference_accuracy:.2f} %",
+        test=_test_rows(report.test),
+        withheld=WITHHELD,
+        metrics=[(metric.title, _format_metric(report, metric)) for metric in METRICS],
+    )
+    return str(card).rstrip()
+
+
+def _check_complete(report: EvaluationReport, folder: Path) -> None:
+    parts = ("selective_risk", "conformal", "robustness", "data", "training")
+    missing = [name for name in parts if getattr(report, name) is None]
+    missing += [metric.key for metric in METRICS if metric.key not in report.metrics]
+    if missing:
+        raise InvalidModel(
+            f"{folder.name}/evaluation.json lacks {', '.join(missing)}; train the model again."
+        )
+
+
+def _dataset_name(data: DataSummary) -> str:
+    if data.fingerprint == BONE_BREAK:
+        return "Bone Break Classification, Train"
+    return f"dataset with fingerprint {data.fingerprint[:16]}"
+
+
+def _base_model(spec: ModelSpec, pretrained: str | None) -> str | None:
+    """Return the Hub repository of the weights that training started from, "owner/name"."""
+    if not pretrained:
+        return None
+    repo, _ = split_revision(pretrained.removeprefix(HUB_PREFIX))
+    return repo if is_repo_id(repo) else (spec.pretrained or "").removeprefix(HUB_PREFIX) or None
+
+
+def _widget_example(repo: str) -> dict[str, str]:
+    return {
+        "src": f"https://huggingface.co/{repo}/resolve/main/{EXAMPLE_IMAGE}",
+        "example_title": "Synthetic radiograph",
+    }
+
+
+def _format_metric(report: EvaluationReport, metric: _Metric) -> str:
+    interval = report.metrics[metric.key]
+    return interval.percent() if metric.in_percent else interval.plain()
+
+
+def _find_template() -> Path:
+    """Return the card template: in the package of an installed wheel, at the root of a source checkout."""
+    installed = PACKAGE / TEMPLATE_FILE
+    return installed if installed.is_file() else PACKAGE.parent / TEMPLATE_FILE
+
+
+def source_checkout() -> Path:
+    """Return the root of the source checkout that this package runs from.
+
+    Raises InvalidData if the package is installed without one.
+    """
+    root = PACKAGE.parent
+    if not (root / TEMPLATE_FILE).is_file():
+        raise InvalidData("This needs the project's source checkout. Clone the repository and run it there.")
+    return root
+
+
+def render_dataset_card(images: LabelledImages, splits: Mapping[str, int]) -> str:
+    """Return the card of a dataset of `images`; `splits` maps the splits to their numbers of images."""
+    from huggingface_hub import DatasetCard, DatasetCardData
+
+    card_data = DatasetCardData(
+        license="cc-by-4.0",
+        language="en",
+        task_categories=["image-classification"],
+        tags=["medical", "radiology", "x-ray", "fracture"],
+        pretty_name="Fracture types in radiographs, split by patient and figure",
+    )
+    counts = Counter(images.labels.tolist())
+    card = DatasetCard.from_template(
+        card_data,
+        template_str=DATASET_CARD,
+        splits=splits,
+        n_groups=len(set(images.groups.tolist())),
+        grouped_by=images.grouped_by,
+        fingerprint=images.fingerprint,
+        bone_break=images.fingerprint == BONE_BREAK,
+        classes=[(c.label, counts[c.id], c.description) for c in CLASSES],
+    )
+    return f"{card}\n"
+
+
+def render_space_readme(
+    readme: Path, repo: str, models: Sequence[str] = (), datasets: Sequence[str] = ()
+) -> str:
+    """Return the text of the file `readme`, with its header adapted to the Space `repo`.
+
+    `models` are Hub repositories "owner/name@commit": the Space links and preloads them. `datasets` are
+    Hub repositories to link.
+    """
+    from huggingface_hub import RepoCard
+
+    card = RepoCard(readme.read_text(encoding="utf-8"))
+    header = card.data
+    header["thumbnail"] = f"https://huggingface.co/spaces/{repo}/resolve/main/{header['thumbnail']}"
+    if datasets:
+        header["datasets"] = list(datasets)
+    if models:
+        pins = [split_revision(model) for model in models]
+        files = ",".join(FILES_BY_RUNTIME["onnx"])
+        header["models"] = [model for model, _ in pins]
+        header["preload_from_hub"] = [f"{model} {files} {commit}" for model, commit in pins]
+    return str(card)
+
+
+def _test_rows(test: EvaluationReport | None) -> list[_TestRow]:
+    """Return the rows of a report on the test split; none if it was not scored."""
+    if test is None:
+        return []
+    subsets = {"all of Test": test, "without near-duplicates in Train": test.deduplicated}
+    return [
+        _TestRow(
+            subset,
+            report.n,
+            *(report.metrics[key].percent() for key in ("accuracy", "macro_f1", "top3_accuracy")),
+        )
+        for subset, report in subsets.items()
+        if report
+    ]
+
+
+def results_table(bundle: Path = BUNDLE) -> str:
+    """Return the Markdown table of the results of all models, the ensemble included. Raises InvalidModel."""
+    header = (
+        "model",
+        "accuracy, out of fold (95 % interval)",
+        "macro-F1",
+        "top-3 accuracy",
+        "calibration error",
+        "n",
+        "Test",
+        "original project (different split)",
+    )
+    rows = [header, ["---"] * len(header)]
+    for name in ALL_MODELS:
+        report = EvaluationReport.read(bundle / name)
+        test = [f"{row.subset}, n = {row.n}: {row.accuracy}" for row in _test_rows(report.test)]
+        rows.append(
+            [
+                f"`{name}`",
+                report.accuracy.percent(),
+                report.metrics["macro_f1"].percent(),
+                report.metrics["top3_accuracy"].percent(),
+                report.metrics["expected_calibration_error"].plain(),
+                str(report.n),
+                "; ".join(test) or WITHHELD,
+                f"{100 * MODELS[name].reference_accuracy:.2f} %" if name in MODELS else "",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def write_results_table(readme: Path | None = None, bundle: Path = BUNDLE) -> Path:
+    """Write the results table between the two marks in `readme` and return its path.
+
+    The default is README.md of the source checkout. Raises InvalidData if there is none, or no marks, and
+    InvalidModel.
+    """
+    readme = readme or source_checkout() / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    before, start, rest = text.partition(TABLE_START)
+    _, end, after = rest.partition(TABLE_END)
+    if not (start and end):
+        raise InvalidData(f"{readme.name} lacks the marks {TABLE_START} and {TABLE_END}. Add them.")
+    table = results_table(bundle)
+    readme.write_text(f"{before}{start}\n\n{table}\n\n{end}{after}", encoding="utf-8")
+    return readme
