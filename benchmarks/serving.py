@@ -1,8 +1,8 @@
-"""The page under load: `python -m benchmarks.serving`: cold start, then 1, 8 and 32 visitors, or a soak.
+"""Load-test the page: `python -m benchmarks.serving` measures start-up, then 1, 8 and 32 visitors, or a soak.
 
-Starts `python app.py` in a process of its own and asks /compare over plain HTTP, as light a client as can be,
-since it shares the cores. Each visitor sends a film of its own, waits for the answer and sends it again. The
-CPU time an answer costs the server is the figure that a busy machine changes least. Linux only.
+Starts `python app.py` in a process of its own and calls /compare over plain HTTP, with a client as light as
+possible, since it shares the cores. Each visitor uploads an image, waits for the response and sends the image
+again. The CPU time per response depends least on other load. Linux only.
 """
 
 import argparse
@@ -15,26 +15,35 @@ import sys
 import tempfile
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median, quantiles
 from time import monotonic, perf_counter, sleep
+from typing import IO, TypeAlias
 
 from threadpoolctl import threadpool_limits
 
-from benchmarks.inference import draw_dicom, draw_jpeg
-from fracture_lib.drawing import draw_film
+from benchmarks.inference import make_dicom, make_jpeg
+from fracture_lib.data.synthetic import synthetic_radiograph
+from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.labels import CLASSES
-from fracture_lib.panel import Panel
+
+File: TypeAlias = tuple[str, bytes]  # name and content
+App: TypeAlias = "subprocess.Popen[bytes]"
 
 ROOT = Path(__file__).parent.parent
-TICKS = os.sysconf("SC_CLK_TCK")
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+EMPTY_PAGE = (
+    "import gradio as g\nwith g.Blocks() as b: pass\nb.launch(prevent_thread_lock=True, ssr_mode=False)"
+)
+PREDICTION, BUSY, REJECTED = "prediction", "busy", "rejected"  # outcomes of a request
 
 
 @contextmanager
-def running_app(log):
-    """Yield (process, port) of the page, which has answered once."""
+def running_app(log: IO[str]) -> Iterator[tuple[App, int]]:
+    """Yield the process and port of a page that responds."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -52,7 +61,7 @@ def running_app(log):
                 break
             except OSError:
                 if app.poll() is not None:
-                    raise SystemExit(f"The app did not start: see {log.name}.") from None
+                    raise SystemExit(f"The page did not start; see {log.name}.") from None
                 sleep(0.05)
         yield app, port
     finally:
@@ -60,50 +69,48 @@ def running_app(log):
         app.wait()
 
 
-def ask(connection, name, data):
-    """Upload a film, ask all models; return "answered", "busy", "refused" (in a sentence) or what came."""
-    body = (
-        f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
-        + data
-        + b"\r\n--x--\r\n"
-    )
-    [path] = json.loads(
-        _send(connection, "POST", "/upload", body, {"Content-Type": "multipart/form-data; boundary=x"})[1]
-    )
-    question = {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, 3, False]}
-    status, told = _send(
-        connection,
-        "POST",
-        "/call/compare",
-        json.dumps(question).encode(),
-        {"Content-Type": "application/json"},
-    )
+def request_predictions(connection: http.client.HTTPConnection, file: File) -> str:
+    """Upload an image and call /compare; return one of the outcomes, or an unexpected response."""
+    name, data = file
+    head = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
+    body = head.encode() + data + b"\r\n--x--\r\n"
+    _, uploaded = _send(connection, "POST", "/upload", body, "multipart/form-data; boundary=x")
+    [path] = json.loads(uploaded)
+    inputs = {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, 3, False]}
+    status, answer = _send(connection, "POST", "/call/compare", json.dumps(inputs).encode())
     if status == 503:
-        return "busy"
-    events = _send(connection, "GET", f"/call/compare/{json.loads(told)['event_id']}")[1].decode()
+        return BUSY
+    event_id = json.loads(answer)["event_id"]
+    events = _send(connection, "GET", f"/call/compare/{event_id}")[1].decode()
     if "event: complete" in events:
-        return "answered"
-    told = json.loads(events.strip().rpartition("data: ")[2])
-    return "refused" if told and told["error"] else events
+        return PREDICTION
+    error = json.loads(events.strip().rpartition("data: ")[2])
+    return REJECTED if error and error["error"] else events
 
 
-def _send(connection, method, path, body=None, headers=None):
-    connection.request(method, f"/gradio_api{path}", body, headers or {})
+def _send(
+    connection: http.client.HTTPConnection,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    content_type: str = "application/json",
+) -> tuple[int, bytes]:
+    connection.request(method, f"/gradio_api{path}", body, {"Content-Type": content_type} if body else {})
     response = connection.getresponse()
     return response.status, response.read()
 
 
-def visit(port, films, seconds):
-    """Ask about `films` in turn, again and again; return ([seconds of each answer], Counter of outcomes)."""
+def visit(port: int, files: Sequence[File], seconds: float) -> tuple[list[float], Counter[str]]:
+    """Send `files` in turn, again and again; return the seconds of each response and the outcomes."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-    times, outcomes = [], Counter()
+    times: list[float] = []
+    outcomes: Counter[str] = Counter()
     end = monotonic() + seconds
     while monotonic() < end:
-        name, data = films[len(times) % len(films)]
         start = perf_counter()
         try:
-            outcome = ask(connection, name, data)
-        except Exception as error:  # whatever goes wrong on the way is a visitor's error
+            outcome = request_predictions(connection, files[len(times) % len(files)])
+        except Exception as error:  # counts as an outcome, whatever it is
             outcome = repr(error)
             connection.close()
         outcomes[outcome] += 1
@@ -111,140 +118,166 @@ def visit(port, films, seconds):
     return times, outcomes
 
 
-def crowd(port, films, visitors, seconds):
-    """Let `visitors` visit at once, each beginning with another film."""
-    with ThreadPoolExecutor(visitors) as pool:
-        turned = [films[i % len(films) :] + films[: i % len(films)] for i in range(visitors)]
-        done = list(pool.map(lambda some: visit(port, some, seconds), turned))
-    return sorted(t for times, _ in done for t in times), sum((o for _, o in done), Counter())
+def visit_concurrently(
+    port: int, files: Sequence[File], n_visitors: int, seconds: float
+) -> tuple[list[float], Counter[str]]:
+    """Let visitors visit at the same time, each starting with another file."""
+    shifts = [i % len(files) for i in range(n_visitors)]
+    rotated = [[*files[shift:], *files[:shift]] for shift in shifts]
+    with ThreadPoolExecutor(n_visitors) as pool:
+        visits = list(pool.map(lambda some: visit(port, some, seconds), rotated))
+    return sorted(t for times, _ in visits for t in times), sum((o for _, o in visits), Counter())
 
 
-def cpu_seconds(app):
+def cpu_seconds(app: App) -> float:
     fields = Path(f"/proc/{app.pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS  # utime and stime
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND  # utime and stime
 
 
-def status(app):
-    """Memory now and at most in MB, threads and open files of a process."""
+def process_status(app: App) -> tuple[str, str, int, int]:
+    """Return the memory and peak memory in MB, the threads and the open files of a process."""
     text = Path(f"/proc/{app.pid}/status").read_text()
-    now, most, threads = (int(text.split(f"{e}:")[1].split()[0]) for e in ("VmRSS", "VmHWM", "Threads"))
-    files = len(list(Path(f"/proc/{app.pid}/fd").iterdir()))
-    return f"{now / 1024:.0f}", f"{most / 1024:.0f}", threads, files
+    memory, peak, threads = (
+        int(text.split(f"{key}:")[1].split()[0]) for key in ("VmRSS", "VmHWM", "Threads")
+    )
+    n_files = len(list(Path(f"/proc/{app.pid}/fd").iterdir()))
+    return f"{memory / 1024:.0f}", f"{peak / 1024:.0f}", threads, n_files
 
 
-def row(*cells):
+def print_row(*cells: object) -> None:
     print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
-def cold_start(log, films, times=3):
-    """From `python app.py` to the page and to a first answer, beside an empty page of Gradio's."""
-    empty = (
-        "import gradio as g\nwith g.Blocks() as b: pass\nb.launch(prevent_thread_lock=True, ssr_mode=False)"
-    )
-    found = []
-    for _ in range(times):
+def print_head(*columns: str) -> None:
+    print_row(*columns)
+    print_row(*["---"] * len(columns))
+
+
+def measure_cold_start(log: IO[str], files: Sequence[File], n_starts: int = 3) -> None:
+    """Print the time until `python app.py` serves a page and a response, beside an empty Gradio page."""
+    measured = []
+    for _ in range(n_starts):
         start = perf_counter()
-        subprocess.run([sys.executable, "-c", empty], check=True, stdout=log, stderr=log, cwd=ROOT)
-        gradio = perf_counter() - start
+        subprocess.run([sys.executable, "-c", EMPTY_PAGE], check=True, stdout=log, stderr=log, cwd=ROOT)
+        empty_page = perf_counter() - start
         start = perf_counter()
         with running_app(log) as (_, port):
             page = perf_counter() - start
-            firsts = visit(port, films[:1], 0.001)[0] + visit(port, films[:1], 0.001)[0]
-            found.append((gradio, page, page + firsts[0], *firsts))
-        code = "from time import perf_counter as t; a = t(); import {}; print(t() - a)"
-    row("what", f"seconds, median of {times}")
-    row("---", "---")
-    labels = ["an empty page of Gradio's: import and launch", "`python app.py` to a page"]
-    labels += ["to the first answer of all models", "the first answer alone", "the second"]
-    for label, seconds in zip(labels, zip(*found, strict=True), strict=True):
-        row(label, f"{median(seconds):.2f}")
+            (first, *_), _ = visit(port, files[:1], 0.001)
+            (second, *_), _ = visit(port, files[:1], 0.001)
+            measured.append((empty_page, page, page + first, first, second))
+    print_head("start", f"seconds, median of {n_starts}")
+    titles = (
+        "an empty Gradio page: import and launch",
+        "`python app.py` until the page responds",
+        "until the first response of all models",
+        "first response alone",
+        "second response",
+    )
+    for title, times in zip(titles, zip(*measured, strict=True), strict=True):
+        print_row(title, f"{median(times):.2f}")
     for module in ("numpy", "fracture_lib", "gradio"):
-        command = [sys.executable, "-c", code.format(module)]
-        seconds = [float(subprocess.check_output(command, cwd=ROOT)) for _ in range(2 * times)]
-        row(f"`import {module}`", f"{median(seconds):.2f}")
+        code = f"from time import perf_counter as now; start = now(); import {module}; print(now() - start)"
+        command = [sys.executable, "-c", code]
+        seconds = [float(subprocess.check_output(command, cwd=ROOT)) for _ in range(2 * n_starts)]
+        print_row(f"`import {module}`", f"{median(seconds):.2f}")
 
 
-def engine(films, seconds):
-    """Films a second through the panel alone, two threads, no server: what a server can reach at most."""
-    panel = Panel()
-    panel.load_all()
+def pipeline_throughput(files: Sequence[File], seconds: float) -> float:
+    """Return images per second through the pipeline, two at a time without a server: an upper bound."""
+    pipeline = InferencePipeline()
+    pipeline.warm_up()
 
-    def work(_):
-        count, end = 0, monotonic() + seconds
+    def work(_: int) -> int:
+        n, end = 0, monotonic() + seconds
         while monotonic() < end:
-            panel.ask(films[count % len(films)][1], name="x")
-            count += 1
-        return count
+            pipeline.predict(files[n % len(files)][1])
+            n += 1
+        return n
 
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(2) as pool:  # as in app.py
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(2) as pool:  # as on the page
         return sum(pool.map(work, range(2))) / seconds
 
 
-def load(app, port, films, crowds, seconds):
-    best = engine(films, seconds / 2)
-    row("visitors", "answers", "a second", "of the engine's", "p50 ms", "p95", "p99")
-    row(*["---"] * 7)
-    notes = []
-    for visitors in crowds:
+def measure_load(app: App, port: int, files: Sequence[File], visitors: Sequence[int], seconds: float) -> None:
+    """Print throughput, latency and resources for growing numbers of visitors."""
+    best = pipeline_throughput(files, seconds / 2)
+    latency = ("p50 (ms)", "p95 (ms)", "p99 (ms)")
+    share = "share of the pipeline's throughput"
+    print_head("visitors", "responses", "responses per second", share, *latency)
+    resources = []
+    for n_visitors in visitors:
         cpu, start = cpu_seconds(app), perf_counter()
-        times, outcomes = crowd(port, films, visitors, seconds)
-        rate = outcomes["answered"] / (perf_counter() - start)
-        cuts = [f"{1000 * quantiles(times, n=100, method='inclusive')[i]:.0f}" for i in (49, 94, 98)]
-        row(visitors, outcomes["answered"], f"{rate:.1f}", f"{rate / best:.2f}", *cuts)
-        cost = 1000 * (cpu_seconds(app) - cpu) / max(1, outcomes["answered"])
-        others = {o: n for o, n in outcomes.items() if o != "answered"}
-        notes.append((visitors, f"{cost:.0f}", others or "none", *status(app)))
-    print(f"\nThe engine alone, two threads: {best:.1f} films a second.\n")
-    row("visitors", "CPU ms an answer", "not answered", "MB", "MB at most", "threads", "open files")
-    row(*["---"] * 7)
-    for note in notes:
-        row(*note)
+        times, outcomes = visit_concurrently(port, files, n_visitors, seconds)
+        rate = outcomes[PREDICTION] / (perf_counter() - start)
+        percentiles = quantiles(times, n=100, method="inclusive")
+        cells = [f"{1000 * percentiles[i]:.0f}" for i in (49, 94, 98)]
+        print_row(n_visitors, outcomes[PREDICTION], f"{rate:.1f}", f"{rate / best:.2f}", *cells)
+        cost = 1000 * (cpu_seconds(app) - cpu) / max(1, outcomes[PREDICTION])
+        others = {outcome: n for outcome, n in outcomes.items() if outcome != PREDICTION}
+        resources.append((n_visitors, f"{cost:.0f}", others or "none", *process_status(app)))
+    print(f"\nThe pipeline alone, two images at a time: {best:.1f} images per second.\n")
+    memory = ("memory (MB)", "peak memory (MB)", "threads", "open files")
+    print_head("visitors", "CPU time per response (ms)", "not answered", *memory)
+    for row in resources:
+        print_row(*row)
 
 
-def soak(app, port, films, minutes):
-    """Mixed traffic, good and bad, from four visitors; a row each tenth of the time."""
-    bad = [("note.txt", b"no film"), ("cut.jpg", draw_jpeg()[:900]), ("empty.png", b" ")]
-    mixed = [*films[:4], bad[0], ("film.dcm", draw_dicom()), *films[4:8], *bad[1:]]
-    row(
-        "minute",
-        "asked",
-        "answered",
-        "refused with a sentence",
-        "other",
-        "MB",
-        "MB at most",
-        "threads",
-        "files",
+def measure_soak(app: App, port: int, files: Sequence[File], minutes: float) -> None:
+    """Print a row per tenth of the time, in which four visitors send valid and invalid files."""
+    text, truncated, blank = (
+        ("note.txt", b"not an image"),
+        ("truncated.jpg", make_jpeg()[:900]),
+        ("empty.png", b" "),
     )
-    row(*["---"] * 9)
+    mixed = [*files[:4], text, ("image.dcm", make_dicom()), *files[4:8], truncated, blank]
+    memory = ("memory (MB)", "peak memory (MB)", "threads", "open files")
+    print_head("minute", "requests", "predictions", "rejected with an error message", "other", *memory)
     for tenth in range(1, 11):
-        _, outcomes = crowd(port, mixed, 4, 6 * minutes)
-        answered, refused = outcomes["answered"], outcomes["refused"]
-        other = outcomes.total() - answered - refused
-        row(f"{tenth * minutes / 10:g}", outcomes.total(), answered, refused, other, *status(app))
+        _, outcomes = visit_concurrently(port, mixed, 4, 6 * minutes)
+        predictions, rejected = outcomes[PREDICTION], outcomes[REJECTED]
+        other = outcomes.total() - predictions - rejected
+        minute = f"{tenth * minutes / 10:g}"
+        print_row(minute, outcomes.total(), predictions, rejected, other, *process_status(app))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--visitors", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--soak", type=float, metavar="MINUTES", help="this instead of the load")
+def make_files(n: int) -> list[File]:
+    """Return JPEG files of synthetic radiographs of 640x640."""
+    files = []
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(n):
+            path = Path(folder) / f"image-{i}.jpg"
+            label = CLASSES[i % len(CLASSES)].label
+            synthetic_radiograph(label, seed=i, width=640, height=640).save(path, quality=90)
+            files.append((path.name, path.read_bytes()))
+    return files
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--visitors",
+        type=int,
+        nargs="+",
+        default=[1, 8, 32],
+        help="numbers of concurrent visitors, one row each",
+    )
+    parser.add_argument("--seconds", type=float, default=60, help="duration of a row")
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="run the soak test instead")
     options = parser.parse_args()
-    films = []
+    files = make_files(max(8, *options.visitors))
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log.txt").open("w") as log:
-        for i in range(max(8, *options.visitors)):
-            path = Path(folder) / f"film-{i}.jpg"
-            draw_film(CLASSES[i % len(CLASSES)].label, seed=i, width=640, height=640).save(path, quality=90)
-            films.append((path.name, path.read_bytes()))
         if options.soak is None:
-            cold_start(log, films)
+            measure_cold_start(log, files)
             print()
         with running_app(log) as (app, port):
-            crowd(port, films, 2, 5)  # to warm up
+            visit_concurrently(port, files, 2, 5)  # warm up
             if options.soak is None:
-                load(app, port, films, options.visitors, options.seconds)
+                measure_load(app, port, files, options.visitors, options.seconds)
             else:
-                soak(app, port, films, options.soak)
+                measure_soak(app, port, files, options.soak)
 
 
 if __name__ == "__main__":

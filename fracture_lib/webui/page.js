@@ -1,5 +1,5 @@
 () => {
-  // Listeners on the document, as Gradio draws the parts of the page anew.
+  // Listen on the document, because Gradio re-renders components.
   document.addEventListener("click", ({ target }) => {
     const button = target.closest?.("table.sortable th button");
     if (!button) return;
@@ -17,9 +17,9 @@
     table.tBodies[0].append(...rows);
   });
 
-  // A film pasted anywhere on the page goes where a dropped one would, in place of what is there.
+  // Put images pasted anywhere on the page into the visible upload box, replacing its content.
   document.addEventListener("paste", async (event) => {
-    const box = [...document.querySelectorAll(".films-in")].find((element) => element.offsetParent);
+    const box = [...document.querySelectorAll(".upload-box")].find((element) => element.offsetParent);
     if (!box || !event.clipboardData?.files.length) return;
     event.preventDefault();
     const transfer = new DataTransfer();

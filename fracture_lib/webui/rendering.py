@@ -1,0 +1,159 @@
+"""HTML for results and measurements. Pure functions; Jinja escapes every file name and message."""
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader
+from numpy.typing import NDArray
+from PIL import Image
+
+from fracture_lib.inference.prediction import ComparisonResult, Prediction
+from fracture_lib.io.image import INPUT_SIZE, preprocess
+from fracture_lib.labels import CLASSES, LABEL2ID
+from fracture_lib.models.functional import EPSILON
+from fracture_lib.registry import model_title
+
+__all__ = [
+    "CSS",
+    "DISCLAIMER",
+    "JS",
+    "Cell",
+    "percent",
+    "render_cams",
+    "render_class_examples",
+    "render_images",
+    "render_message",
+    "render_predictions",
+    "render_report",
+    "render_table",
+]
+
+# What a table cell holds: a text, a number, or (text to show, value to sort by).
+Cell: TypeAlias = str | float | tuple[str, str | float]
+
+FOLDER = Path(__file__).parent
+CSS = (FOLDER / "style.css").read_text(encoding="utf-8")
+JS = (FOLDER / "page.js").read_text(encoding="utf-8")
+DISCLAIMER = (
+    "Not a medical device. Do not use it for diagnosis. The models are often wrong: see their measured "
+    'accuracy. There is no "no fracture" class, so a healthy bone is assigned a fracture type, too.'
+)
+SUPPORT, AGAINST = (255, 140, 0), (60, 140, 255)  # orange and blue: distinct in every colour vision
+PREVIEW_SIDE, CAM_SIDE = 640, 384  # pixels of the images as sent to the browser
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """Return a share in 0..1 as "23 %"."""
+    return f"{100 * share:.{digits}f} %"
+
+
+_environment = Environment(
+    loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
+_environment.globals |= {
+    "model_title": model_title,
+    "percent": percent,
+    "descriptions": {c.label: c.description for c in CLASSES},
+    "disclaimer": DISCLAIMER,
+}
+
+
+def _render(macro: str, **values: Any) -> str:
+    """Return the HTML of a macro of components.html."""
+    return str(getattr(_environment.get_template("components.html").module, macro)(**values))
+
+
+def render_message(text: str, kind: Literal["hint", "warning", "error"] = "hint") -> str:
+    """Return a paragraph that stands out, or nothing for an empty text."""
+    return _render("message", text=text, kind=kind) if text else ""
+
+
+def render_predictions(result: ComparisonResult, names: Iterable[str], top_k: int) -> str:
+    """Return the summary and one card per model in `names`, with its top k classes or why it failed."""
+    names = list(names)
+    return _render(
+        "predictions",
+        summary=result.summary,
+        cards=[(p, p.scores[:top_k]) for p in _select(result.predictions, names).values()],
+        failures=_select(result.failures, names),
+    )
+
+
+def _select(by_name: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: by_name[name] for name in names if name in by_name}
+
+
+def render_table(columns: Sequence[str], rows: Iterable[Sequence[Cell]], caption: str) -> str:
+    """Return a table that sorts by a click on a heading."""
+    cells = [[cell if isinstance(cell, tuple) else (cell, cell) for cell in row] for row in rows]
+    return _render("table", columns=columns, rows=cells, caption=caption)
+
+
+def render_images(result: ComparisonResult) -> str:
+    """Return the image as read beside the exact model input."""
+    pixels = Image.fromarray((255 * result.pixels + 0.5).astype(np.uint8))
+    return _render("images", preview=_jpeg(result.preview, PREVIEW_SIDE), pixels=_png(pixels))
+
+
+def render_class_examples(rows: Iterable[tuple[str, int, str | Path]]) -> str:
+    """Return one small image per class; `rows` are (label, number of images, path of one)."""
+    examples = [
+        (label, n, _png(Image.fromarray((255 * preprocess(path)).astype(np.uint8))))
+        for label, n, path in rows
+    ]
+    return _render("class_examples", examples=examples)
+
+
+def render_cams(result: ComparisonResult, names: Iterable[str], label: str) -> str:
+    """Return each model's class activation map for the class `label`, laid over the image."""
+    predictions: dict[str, Prediction] = _select(result.predictions, names)
+    overlays = [
+        (name, _probability(p, label), _png(_overlay(p.cam[LABEL2ID[label]], result.content_box)))
+        for name, p in predictions.items()
+    ]
+    return _render("cams", preview=_jpeg(result.preview, CAM_SIDE), overlays=overlays, label=label)
+
+
+def _probability(prediction: Prediction, label: str) -> float:
+    return next(score.probability for score in prediction.scores if score.label == label)
+
+
+def _overlay(cam: NDArray[np.float32], content_box: tuple[slice, slice]) -> Image.Image:
+    """Turn one class's map [h, w] into RGBA over the image's own area: orange supports, blue opposes."""
+    smooth = Image.fromarray(cam).resize((INPUT_SIZE, INPUT_SIZE), Image.Resampling.BICUBIC)
+    strength = np.asarray(smooth)[content_box]
+    strength = strength / max(np.abs(strength).max(), EPSILON)
+    rgba = np.empty((*strength.shape, 4), np.uint8)
+    rgba[..., :3] = np.where(strength[..., None] > 0, SUPPORT, AGAINST)
+    rgba[..., 3] = 255 * np.abs(strength)
+    return Image.fromarray(rgba)
+
+
+def render_report(results: Iterable[ComparisonResult], date: str) -> str:
+    """Return a self-contained HTML file that prints one page per image."""
+    pages = []
+    for result in results:
+        top = result.top_prediction
+        cams = render_cams(result, result.predictions, top.label) if top else ""
+        pages.append({"result": result, "images": render_images(result), "cams": cams})
+    return _environment.get_template("report.html").render(pages=pages, date=date, css=CSS)
+
+
+def _png(image: Image.Image) -> str:
+    return _data_uri(image, "PNG")
+
+
+def _jpeg(image: Image.Image, side: int) -> str:
+    small = image.copy()
+    small.thumbnail((side, side))
+    return _data_uri(small, "JPEG", quality=90)
+
+
+def _data_uri(image: Image.Image, kind: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,243 @@
+"""The endpoints for programs: schema, results, errors, MCP tools, queue, and the examples of docs/api.md."""
+
+import asyncio
+import base64
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event
+from time import sleep
+from typing import Any, NamedTuple
+
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from gradio_client.utils import QueueError, Status
+
+import fracture_lib
+from fracture_lib.inference.pipeline import InferencePipeline
+from fracture_lib.registry import ALL_MODELS
+from fracture_lib.webui.app import build_page
+from tests.helpers.app_client import API, App, mcp_session
+
+DOCS = (Path(__file__).parent.parent.parent / "docs" / "api.md").read_text(encoding="utf-8")
+# endpoint -> (name, JSON type, whether it has a default) of its parameters
+SCHEMA = {
+    "/predict": [
+        ("image", "object", False),
+        ("model", "string", True),
+        ("top_k", "integer", True),
+        ("skip_ood_check", "boolean", True),
+    ],
+    "/compare": [("image", "object", False), ("top_k", "integer", True), ("skip_ood_check", "boolean", True)],
+    "/predict_batch": [
+        ("images", "array", False),
+        ("top_k", "integer", True),
+        ("skip_ood_check", "boolean", True),
+    ],
+    "/models": [],
+}
+
+
+@pytest.fixture(scope="module")
+def client(app_url) -> Client:
+    return Client(app_url, verbose=False)
+
+
+def test_schema_lists_exactly_the_public_endpoints(client):
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    found = {
+        name: [
+            (p["parameter_name"], p["type"].get("type", ""), p["parameter_has_default"])
+            for p in endpoint["parameters"]
+        ]
+        for name, endpoint in endpoints.items()
+    }
+    assert found == SCHEMA
+    model = next(p for p in endpoints["/predict"]["parameters"] if p["parameter_name"] == "model")
+    assert model["type"]["enum"] == list(ALL_MODELS) and model["parameter_default"] == "ensemble"
+    assert all(endpoint["description"] for endpoint in endpoints.values())
+
+
+def test_predict_returns_the_librarys_prediction(client, image_path):
+    result = client.predict(handle_file(image_path), model="resnet50", top_k=4, api_name="/predict")
+    assert set(result) == {"image", "is_ood", "warnings", "predictions", "failures", "summary"}
+    assert result["image"] == image_path.name and result["is_ood"] is False
+    [prediction] = result["predictions"]
+    expected = fracture_lib.load_model("resnet50").predict(image_path, top_k=4).scores
+    assert [s["label"] for s in prediction["scores"]] == [s.label for s in expected]
+    assert prediction["scores"][0]["probability"] == pytest.approx(expected[0].probability, abs=1e-5)
+
+
+def test_compare_and_models_cover_all_models(client, image_path):
+    result = client.predict(handle_file(image_path), api_name="/compare")
+    assert [p["model"] for p in result["predictions"]] == list(ALL_MODELS)
+    models = client.predict(api_name="/models")
+    assert [m["model"] for m in models] == list(ALL_MODELS)
+    for model in models:
+        assert 0 < model["accuracy"]["low"] < model["accuracy"]["value"] < model["accuracy"]["high"] < 1
+        assert model["size_bytes"] > 1e5 and model["n"] > 0 and len(model["classes"]) == 10
+
+
+def test_predict_batch_with_bad_image_returns_results_and_errors_in_order(client, image_path, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"not an image")
+    results = client.predict(
+        [handle_file(path) for path in (image_path, bad, image_path)], api_name="/predict_batch"
+    )
+    assert [result["image"] for result in results] == [image_path.name, "bad.png", image_path.name]
+    assert set(results[1]) == {"image", "error"} and "Unsupported file" in results[1]["error"]
+    assert len(results[2]["predictions"]) == len(ALL_MODELS)
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [(b"not an image", {}, "Unsupported file"), (None, {"top_k": 11}, "use a whole number from 1 to 10")],
+    ids=["bad image", "bad top_k"],
+)
+def test_predict_with_invalid_input_raises_its_message(
+    client, image_path, tmp_path, content, arguments, message
+):
+    path = image_path
+    if content:
+        path = tmp_path / "bad.png"
+        path.write_bytes(content)
+    with pytest.raises(AppError, match=message):
+        client.predict(handle_file(path), api_name="/predict", **arguments)
+
+
+# MCP
+
+
+def test_endpoints_are_mcp_tools_that_accept_base64_data(app_url, image_path):
+    data = "data:image/png;base64," + base64.b64encode(image_path.read_bytes()).decode()
+
+    async def use_tools() -> tuple[dict[str, Any], Any]:
+        async with mcp_session(app_url) as session:
+            tools = {tool.name: tool for tool in (await session.list_tools()).tools}
+            arguments = {"image": data, "model": "pytorch-cnn", "top_k": 2}
+            return tools, await session.call_tool("predict", arguments)
+
+    tools, result = asyncio.run(use_tools())
+    assert set(tools) == {name.strip("/") for name in SCHEMA}
+    for name in ("predict", "compare", "predict_batch"):
+        assert "Not a medical device" in tools[name].description and "base64" in tools[name].description
+        described = tools[name].inputSchema["properties"]
+        assert all(parameter["description"] for parameter in described.values())
+    assert not result.isError and "pytorch-cnn" in result.content[0].text
+
+
+# docs/api.md
+
+
+def examples() -> list[tuple[str, str]]:
+    """Return (language, code) of the examples that run."""
+    return re.findall(r"```(python|sh)\n(.*?)```", DOCS, re.DOTALL)
+
+
+@pytest.mark.parametrize("example", range(3), ids=["gradio_client", "curl", "MCP"])
+def test_example_of_the_documentation_runs(app_url, image_path, tmp_path, example):
+    assert len(examples()) == 3
+    language, code = examples()[example]
+    (tmp_path / "xray.png").write_bytes(image_path.read_bytes())
+    command = [sys.executable, "-c"] if language == "python" else ["bash", "-euc"]
+    code = code.replace("http://127.0.0.1:7860", app_url)
+    done = subprocess.run([*command, code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    top = fracture_lib.load_model("resnet50").predict(image_path)
+    assert top.label in done.stdout and f"{top.probability:.3f}"[:4] in done.stdout
+
+
+def test_result_in_the_documentation_has_the_keys_of_a_real_one(image_path):
+    [documented] = [json.loads(b) for b in re.findall(r"```json\n(.*?)```", DOCS, re.DOTALL) if "scores" in b]
+    result = fracture_lib.compare(image_path, ["resnet50"]).to_dict(3)
+    assert list(documented) == list(result)
+    assert list(documented["predictions"][0]) == list(result["predictions"][0])
+
+
+# A model that cannot be loaded
+
+
+@pytest.fixture
+def misconfigured(monkeypatch) -> Iterator[App]:
+    """A page whose resnet50 has an invalid repository."""
+    monkeypatch.setenv("FRACTURE_HUB_RESNET50", "no revision")
+    page = build_page(InferencePipeline(), []).queue()
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    yield App(url)
+    page.close()
+
+
+def test_models_with_misconfigured_model_lists_the_others_and_its_error(misconfigured):
+    event, [models] = misconfigured.call("models", [])
+    assert event == "complete" and [model["model"] for model in models] == list(ALL_MODELS)
+    loaded = [model["model"] for model in models if "accuracy" in model]
+    assert loaded == ["pytorch-cnn", "tensorflow-cnn"]
+    failed = {model["model"]: model["error"] for model in models if "error" in model}
+    assert "FRACTURE_HUB_RESNET50" in failed["resnet50"] and "owner/name@revision" in failed["resnet50"]
+    assert set(failed) == {"resnet50", "ensemble"}
+
+
+# The queue
+
+
+class BlockingPipeline(InferencePipeline):
+    """A pipeline that stops at blocked.png until it is released."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached, self.released = Event(), Event()
+
+    def predict(self, source, *arguments, **options):
+        if Path(source).name == "blocked.png":
+            self.reached.set()
+            assert self.released.wait(240)
+        return super().predict(source, *arguments, **options)
+
+
+class BusyPage(NamedTuple):
+    """A page that classifies one image at a time and lets one request wait."""
+
+    url: str
+    pipeline: BlockingPipeline
+    client: Client
+    blocked: Any  # the image at which the pipeline stops
+
+
+@pytest.fixture
+def busy(image_path, tmp_path) -> Iterator[BusyPage]:
+    path = tmp_path / "blocked.png"
+    path.write_bytes(image_path.read_bytes())
+    pipeline = BlockingPipeline()
+    page = build_page(pipeline, [("example", image_path)]).queue(max_size=1, default_concurrency_limit=1)
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    try:
+        yield BusyPage(url, pipeline, Client(url, verbose=False), handle_file(path))
+    finally:
+        pipeline.released.set()
+        page.close()
+
+
+def test_full_queue_rejects_the_next_request_at_once_and_completes_the_others(busy, image_path):
+    first = busy.client.submit(busy.blocked, model="pytorch-cnn", api_name="/predict")
+    assert busy.pipeline.reached.wait(240)
+    second = busy.client.submit(handle_file(image_path), model="pytorch-cnn", api_name="/predict")
+    while second.status().code is not Status.IN_QUEUE:
+        sleep(0.05)
+    with pytest.raises(QueueError, match="try again"):
+        busy.client.predict(handle_file(image_path), model="pytorch-cnn", api_name="/predict")
+    assert App(busy.url).request(f"{API}/call/models", b'{"data": []}').status == 503
+    busy.pipeline.released.set()
+    assert [job.result()["image"] for job in (first, second)] == ["blocked.png", image_path.name]
+
+
+def test_single_image_does_not_wait_for_a_batch(busy, image_path):
+    batch = busy.client.submit([busy.blocked], api_name="/predict_batch")
+    assert busy.pipeline.reached.wait(240)
+    result = busy.client.predict(handle_file(image_path), model="pytorch-cnn", api_name="/predict")
+    assert result["predictions"]
+    busy.pipeline.released.set()
+    assert batch.result()[0]["image"] == "blocked.png"

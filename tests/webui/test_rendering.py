@@ -1,0 +1,132 @@
+"""HTML of results: escaping, number formats, and what is left out."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fracture_lib.data.synthetic import synthetic_radiograph
+from fracture_lib.hub import ModelSource
+from fracture_lib.inference.batch import BatchRow
+from fracture_lib.inference.pipeline import InferencePipeline
+from fracture_lib.inference.prediction import ComparisonResult
+from fracture_lib.registry import ALL_MODELS
+from fracture_lib.webui import rendering
+from fracture_lib.webui.batch_tab import render_rows
+
+HOSTILE = "<script>hacked=1</script>\"'><img src=x onerror=hacked=1>\x07\u202egnp.{{7*7}}" + 250 * "n"
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> InferencePipeline:
+    return InferencePipeline()
+
+
+@pytest.fixture(scope="module")
+def result(pipeline, image_path) -> ComparisonResult:
+    return pipeline.predict(image_path)
+
+
+class _Parser(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scripts: set[str] = set()
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.scripts |= {
+            name for name in (tag, *(a for a, _ in attrs)) if name == "script" or name[:2] == "on"
+        }
+
+
+def scripts_in(html: str) -> set[str]:
+    """Return the elements and attributes that would run code."""
+    parser = _Parser()
+    parser.feed(html)
+    return parser.scripts
+
+
+def with_hostile_texts(result: ComparisonResult) -> ComparisonResult:
+    prediction = result.predictions["resnet50"]
+    source = ModelSource(Path(HOSTILE.replace("/", "")), "bundle", note=HOSTILE)
+    info = replace(prediction.info, source=source)
+    return replace(
+        result,
+        name=HOSTILE,
+        predictions={"resnet50": replace(prediction, info=info)},
+        failures={"ensemble": HOSTILE},
+        warnings=(HOSTILE,),
+    )
+
+
+RENDERERS: Mapping = {
+    "predictions": lambda result: rendering.render_predictions(result, ["resnet50", "ensemble"], 3),
+    "report": lambda result: rendering.render_report([result], "2026-01-01"),
+    "batch table": lambda result: render_rows([BatchRow(HOSTILE, result), BatchRow(HOSTILE, None, HOSTILE)]),
+    "message": lambda _: rendering.render_message(HOSTILE, "error"),
+}
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_render_with_hostile_text_escapes_it(result, name):
+    html = RENDERERS[name](with_hostile_texts(result))
+    assert scripts_in(html) == set() and "&lt;script&gt;" in html and "{{7*7}}" in html
+
+
+@pytest.mark.parametrize(("digits", "expected"), [(0, "23 %"), (1, "23.5 %")])
+def test_percent_returns_number_and_unit_apart(digits, expected):
+    assert rendering.percent(0.2349, digits) == expected
+
+
+def test_render_message_without_text_returns_nothing():
+    assert rendering.render_message("") == ""
+
+
+def test_render_predictions_shows_top_k_accuracy_and_source_of_the_chosen_models(result):
+    html = rendering.render_predictions(result, ["resnet50"], 2)
+    assert re.findall('data-model="(.*?)"', html) == ["resnet50"]
+    assert html.count("<li>") == 2
+    text = " ".join(re.sub("<.*?>", "", html).split())
+    prediction = result.predictions["resnet50"]
+    assert f"Measured accuracy {prediction.info.accuracy.percent()}, n = {prediction.info.n}." in text
+    assert f"{prediction.milliseconds:.1f} ms, bundled weights." in text
+    assert result.summary in text
+
+
+def test_render_predictions_with_failure_shows_why(result):
+    failed = replace(result, failures={"ensemble": "The model is damaged."})
+    html = rendering.render_predictions(failed, ["ensemble"], 3)
+    assert "No prediction: The model is damaged." in html
+
+
+def test_render_cams_covers_the_content_box_only(result):
+    rows, columns = result.content_box
+    overlay = rendering._overlay(result.predictions["resnet50"].cam[0], result.content_box)
+    assert overlay.size == (columns.stop - columns.start, rows.stop - rows.start)
+    html = rendering.render_cams(result, ALL_MODELS, "Spiral")
+    assert html.count('class="overlay"') == len(ALL_MODELS)
+    assert "areas support Spiral" in html
+
+
+def test_overlay_is_orange_for_support_and_blue_against():
+    cam = np.repeat(np.float32([[-1, 1]]), 2, axis=0)
+    overlay = np.asarray(rendering._overlay(cam, (slice(0, 128), slice(0, 128))))
+    assert tuple(overlay[64, 0, :3]) == rendering.AGAINST and tuple(overlay[64, -1, :3]) == rendering.SUPPORT
+
+
+def test_render_report_has_one_article_and_disclaimer_per_image(result):
+    photograph = InferencePipeline().predict(np.uint8(255 * np.random.default_rng(0).random((64, 64, 3))))
+    assert photograph.is_rejected
+    html = rendering.render_report([result, photograph], "2026-01-01")
+    assert html.count("<article>") == html.count(rendering.DISCLAIMER.replace('"', "&#34;")) == 2
+    assert html.count('class="cams"') == 1 and "This does not look like a bone X-ray" in html
+    assert not re.search(r"https?://", html)
+
+
+def test_render_class_examples_shows_label_and_count(tmp_path):
+    synthetic_radiograph("Spiral").save(tmp_path / "spiral.png")
+    html = rendering.render_class_examples([("Spiral", 12, tmp_path / "spiral.png")])
+    assert "Spiral: 12" in html and html.count("<img") == 1
