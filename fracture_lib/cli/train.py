@@ -1,0 +1,126 @@
+"""`fracture train` and `fracture ensemble`: train a model, measure trained models together."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from fracture_lib.cli.evaluate import print_report
+from fracture_lib.cli.options import DATA_NOTE, Commands, add_command, positive_int
+from fracture_lib.hub import HUB_PREFIX
+from fracture_lib.registry import MODELS
+
+__all__ = ["add_commands"]
+
+WEIGHTS_NOTE = f"""WEIGHTS is one of
+  a safetensors file with torchvision's names
+  {HUB_PREFIX}owner/name[@revision], by default {MODELS["resnet50"].pretrained}"""
+
+
+def add_commands(commands: Commands) -> None:
+    _add_train(commands)
+    _add_ensemble(commands)
+
+
+def _add_train(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "train",
+        run_train,
+        description="Train a model and write its folder with a model card. The same command resumes "
+        "a stopped training from its last checkpoint.",
+        notes=[DATA_NOTE, WEIGHTS_NOTE],
+        examples=[
+            "fracture train --model pytorch-cnn --data DIR --out OUT/pytorch-cnn",
+            "fracture train --model resnet50 --data DIR --out OUT/resnet50 --pretrained FILE.safetensors",
+            "fracture train --model tensorflow-cnn --data hf-hub:owner/name --split train --out OUT "
+            "--n-measured-folds 1",
+        ],
+        extra="train",
+    )
+    parser.set_defaults(resume_hint=" The same command resumes from the last checkpoint.")
+    parser.add_argument("--model", required=True, choices=tuple(MODELS), help="the model to train (required)")
+    parser.add_argument("--data", required=True, help="labelled images (required)")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="model folder to write (required)"
+    )
+    parser.add_argument("--split", default="Train", help="split to train on (default: %(default)s)")
+    parser.add_argument(
+        "--n-folds",
+        type=positive_int,
+        default=5,
+        metavar="N",
+        help="folds of the cross-validation (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--n-measured-folds",
+        type=positive_int,
+        metavar="N",
+        help="how many of the folds are held out once and measured (default: all)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training (default: %(default)s)")
+    parser.add_argument("--epochs", type=positive_int, help="epochs per fold (default: the recipe's)")
+    parser.add_argument(
+        "--pretrained",
+        metavar="WEIGHTS",
+        help="weights that resnet50 starts from (default: ImageNet weights from the Hub, see below)",
+    )
+
+
+def run_train(options: argparse.Namespace) -> int:
+    from fracture_lib.publishing.cards import write_card
+    from fracture_lib.training.recipes import RECIPES
+    from fracture_lib.training.trainer import train
+
+    recipe = RECIPES[options.model]
+    if options.epochs:
+        recipe = replace(recipe, epochs=options.epochs)
+    report = train(
+        options.model,
+        options.data,
+        options.out,
+        split=options.split,
+        n_folds=options.n_folds,
+        n_measured_folds=options.n_measured_folds,
+        seed=options.seed,
+        pretrained=options.pretrained,
+        recipe=recipe,
+    )
+    card = write_card(options.out)
+    print_report(report)
+    print(f"\nWrote the model to {options.out} and its card to {card}.")
+    return 0
+
+
+def _add_ensemble(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "ensemble",
+        run_ensemble,
+        description="Measure trained models together and fit the ensemble's weights. The models must have "
+        "been trained on the same images with the same folds.",
+        examples=[
+            "fracture ensemble --models OUT/pytorch-cnn OUT/tensorflow-cnn OUT/resnet50 --out OUT/ensemble"
+        ],
+        extra="train",
+    )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="model folders written by train (required)",
+    )
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="folder to write evaluation.json to (required)"
+    )
+
+
+def run_ensemble(options: argparse.Namespace) -> int:
+    from fracture_lib.evaluation.ensemble import measure_ensemble
+
+    report = measure_ensemble(options.models, options.out)
+    print_report(report)
+    weights = ", ".join(f"{name} {weight:.2f}" for name, weight in (report.weights or {}).items())
+    print(f"  {'weights':<27} {weights}\n\nWrote the report to {options.out / 'evaluation.json'}.")
+    return 0
