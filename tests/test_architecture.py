@@ -1,128 +1,133 @@
-"""The rules of ARCHITECTURE.md that a machine can hold."""
+"""The rules of ARCHITECTURE.md that a machine can check."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-MODULES = sorted((ROOT / "fracture_lib").rglob("*.py"))
+import fracture_lib
 
-# A framework and the modules that may import it, at any depth of the code.
-HOME = {
-    "gradio": {
-        "page/one_film.py",
-        "page/many_films.py",
-        "page/about_models.py",
-        "page/endpoints.py",
-        "page/server.py",
-    },
-    "plotly": {"page/figures.py"},
-    "pydicom": {"dicom.py"},
-    "gdcm": set(),
-    "torch": {"backends/pytorch.py", "backends/transformers.py"},
+ROOT = Path(__file__).parent.parent
+LIBRARY = ROOT / "fracture_lib"
+
+# Bottom first. A module imports only from its own package and from lower layers.
+LAYERS = (
+    {"errors", "registry"},
+    {"hub", "io", "labels"},
+    {"data", "models"},
+    {"inference"},
+    {"evaluation"},
+    {"publishing", "training", "webui"},
+    {"cli", "notebook"},
+)
+# Who may import a framework, at any depth of the code.
+FRAMEWORK_MODULES = {
+    "gradio": {"webui"},
+    "plotly": {"webui.plots"},
+    "pydicom": {"io.dicom"},
+    "torch": {"models.pytorch", "models.transformers"},
     "tensorflow": set(),
-    "keras": {"backends/keras.py"},
-    "transformers": {"backends/transformers.py"},
-    "onnxruntime": {"backends/onnx.py"},
-    "IPython": {"notebook.py"},
+    "keras": {"models.keras"},
+    "transformers": {"models.transformers"},
+    "onnxruntime": {"models.onnx"},
+    "IPython": {"notebook"},
 }
 
-# Rooms, from the ground up. A module imports only from its own floor or those below it.
-FLOORS = (
-    {"errors", "labels", "dicom"},
-    {"augment", "robustness", "preprocess", "registry", "maps", "metrics", "drawing"},
-    {"config", "data", "recipes", "hub", "sources"},
-    {"backends.onnx", "cards"},
-    {"backends.pytorch", "backends.keras", "backends.transformers", "publish"},
-    {"classifier"},
-    {"evaluation", "ensemble", "refusal", "panel"},
-    {"training", "batch", "page.views", "page.figures"},
-    {
-        "__main__",
-        "notebook",
-        "page.one_film",
-        "page.many_films",
-        "page.about_models",
-        "page.endpoints",
-        "page.server",
-    },
-)
+
+def module_name(path: Path) -> str:
+    name = path.relative_to(LIBRARY).with_suffix("").as_posix().replace("/", ".")
+    return name.removesuffix("__init__").rstrip(".")
 
 
-def imports(path):
+MODULES = {module_name(path): path for path in sorted(LIBRARY.rglob("*.py"))}
+ENTRY_POINTS = {"", "__main__"}  # the public API and `python -m fracture_lib` stand above all layers
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the full names that a module imports, also inside functions."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def name_of(path):
-    return path.relative_to(ROOT / "fracture_lib").with_suffix("").as_posix().replace("/", ".")
+def imported_modules(path: Path) -> set[str]:
+    """The modules of this library that a module imports."""
+    found = set()
+    for name in imports(path):
+        if name.startswith("fracture_lib."):
+            name = name.removeprefix("fracture_lib.")
+            found.add(name if name in MODULES else name.rpartition(".")[0])
+    return found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_only_its_own_module_imports_a_framework(path):
-    relative = path.relative_to(ROOT / "fracture_lib").as_posix()
-    used = {name.split(".")[0] for name in imports(path)}
-    for framework, homes in HOME.items():
-        assert framework not in used or relative in homes
+def package(module: str) -> str:
+    return module.partition(".")[0]
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if p.name != "__init__.py"], ids=name_of)
-def test_imports_go_down(path):
-    floor = {name: i for i, names in enumerate(FLOORS) for name in names}
-    for imported in imports(path):
-        if imported in ("fracture_lib.backends", "fracture_lib.page"):
-            continue  # `from fracture_lib.backends import onnx`: the package itself is empty
-        if imported.startswith("fracture_lib."):
-            assert floor[imported.removeprefix("fracture_lib.")] <= floor[name_of(path)]
+@pytest.mark.parametrize("module", MODULES.keys() - ENTRY_POINTS)
+def test_module_imports_only_lower_layers_and_its_own_package(module):
+    layer = {name: i for i, names in enumerate(LAYERS) for name in names}
+    for imported in imported_modules(MODULES[module]):
+        assert package(imported) == package(module) or layer[package(imported)] < layer[package(module)], (
+            f"{module} imports {imported}"
+        )
 
 
-def run_python(code):
+def test_modules_import_each_other_without_a_cycle():
+    TopologicalSorter({module: imported_modules(path) for module, path in MODULES.items()}).prepare()
+
+
+def test_layers_name_every_package_and_no_other():
+    assert set.union(*LAYERS) == {package(module) for module in MODULES.keys() - ENTRY_POINTS}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_framework_is_imported_only_by_its_own_module(module):
+    top_level = {name.partition(".")[0] for name in imports(MODULES[module])}
+    for framework, allowed in FRAMEWORK_MODULES.items():
+        assert framework not in top_level or allowed & {module, package(module)}, framework
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("test_*.py")), ids=lambda path: path.stem)
+def test_test_module_imports_no_other_test_module(path):
+    for name in imports(path):
+        assert not re.search(r"(^|\.)test_\w+(\.|$)|(^|\.)conftest(\.|$)", name), name
+
+
+def test_every_public_name_exists():
+    assert sorted(set(fracture_lib.__all__)) == sorted(fracture_lib.__all__)
+    assert all(hasattr(fracture_lib, name) for name in fracture_lib.__all__)
+
+
+def run_python(code: str) -> list[str]:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
 
-def test_importing_the_library_is_light():
-    """By what it imports: how long that takes is the machine's affair."""
-    heavy = {*HOME, "huggingface_hub", "datasets", "jinja2", "scipy", "sklearn", "IPython"}
+def test_importing_the_library_imports_nothing_heavy():
+    heavy = {*FRAMEWORK_MODULES, "huggingface_hub", "datasets", "jinja2", "scipy", "sklearn", "tqdm"}
     assert not heavy & set(run_python("import sys, fracture_lib; print(*sys.modules)"))
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import fracture_lib, transformers",
-        "import transformers, fracture_lib",
-        "import fracture_lib; from transformers.models import auto",
-        "import fracture_lib, importlib.util as util; util.find_spec('transformers'); import transformers",
-        "import fracture_lib, concurrent.futures as f; f = f.ThreadPoolExecutor(8)\n"
-        "list(f.map(__import__, ['transformers'] * 8)); import transformers",
-    ],
-    ids=["before", "after", "submodule", "looked for", "threads"],
-)
-def test_whoever_imports_transformers_has_our_classes_registered_once(tmp_path, code):
-    """On a package of that name that counts; test_publish has the real one."""
-    (tmp_path / "transformers" / "models" / "auto").mkdir(parents=True)
-    (tmp_path / "transformers" / "__init__.py").write_text("done, ready = [], True")
-    stub = (
-        "import sys, types\n"
-        f"sys.path.insert(0, {str(tmp_path)!r})\n"
-        "ours = sys.modules['fracture_lib.backends.transformers'] = types.ModuleType('ours')\n"
-        "ours.register = lambda: sys.modules['transformers'].done.append(sys.modules['transformers'].ready)\n"
-    )
-    assert run_python(f"{stub}{code}\nprint(sys.modules['transformers'].done)") == ["[True]"]
+def test_importing_the_library_leaves_the_import_system_alone():
+    assert run_python(
+        "import sys; before = list(sys.meta_path); import fracture_lib; print(before == sys.meta_path)"
+    ) == ["True"]
 
 
-def test_serving_a_visitor_imports_no_framework(film):
+def test_serving_imports_no_training_framework(image_path):
     code = (
         "import sys, fracture_lib\n"
-        f"for name in fracture_lib.MODELS: fracture_lib.load(name).predict({str(film)!r})\n"
+        f"fracture_lib.compare({str(image_path)!r})\n"
+        f"for name in fracture_lib.MODELS: fracture_lib.load_model(name).predict({str(image_path)!r})\n"
         "print(*sys.modules)"
     )
-    assert not {"torch", "tensorflow", "keras", "transformers"} & set(run_python(code))
+    assert not {"torch", "tensorflow", "keras", "transformers", "scipy", "gradio"} & set(run_python(code))
