@@ -5,13 +5,14 @@ dark pages, or None if the report lacks that part. They draw what was measured a
 """
 
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from typing import Any
 
 import plotly.graph_objects as go
 
 from fracture_lib.labels import CLASSES
 from fracture_lib.models.report import EpochMetrics, EvaluationReport, Interval
-from fracture_lib.registry import ENSEMBLE, MODELS
+from fracture_lib.registry import ALL_MODELS, MODELS
 
 __all__ = [
     "COLORS",
@@ -24,9 +25,9 @@ __all__ = [
 ]
 
 # Okabe and Ito's palette, distinct in every colour vision (Color Universal Design, 2008).
-PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
-COLORS = dict(zip((*MODELS, ENSEMBLE), PALETTE, strict=True))
-DASHES = dict(zip(COLORS, ("solid", "dash", "dot", "dashdot"), strict=True))
+PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLORS = dict(zip(ALL_MODELS, cycle(PALETTE), strict=False))
+DASHES = dict(zip(ALL_MODELS, cycle(("solid", "dash", "dot", "dashdot", "longdash")), strict=False))
 GREY = "#808080"  # for text: nearly the same contrast to white as to the dark theme
 FAINT = "rgba(128, 128, 128, 0.3)"
 CLEAR = "rgba(0, 0, 0, 0)"
