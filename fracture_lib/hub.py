@@ -59,7 +59,6 @@ PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
 TIMEOUT = 3  # seconds until a Hub that does not answer counts as unreachable
 RETRY_AFTER = 60  # seconds before an unreachable Hub is tried again, so that three models wait once
 
-_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _last_failures: dict[str, tuple[float, Exception]] = {}  # Hub address -> (time, error)
 
@@ -131,8 +130,14 @@ def _local(folder: Path) -> ModelSource:
 
 
 def is_repo_id(text: str) -> bool:
-    """Return whether `text` is "owner/name"."""
-    return bool(_REPO_ID.fullmatch(text))
+    """Return whether `text` is "owner/name", as the Hub allows it."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return "/" in text
 
 
 def split_revision(repo: str) -> tuple[str, str | None]:

@@ -112,7 +112,10 @@ def test_resolve_model_with_a_similar_name_suggests_the_nearest(reference, neare
         resolve_model(reference)
 
 
-@pytest.mark.parametrize("reference", ["hf-hub:", "hf-hub:name", "hf-hub:a/b/c", "hf-hub:../name/x@main"])
+@pytest.mark.parametrize(
+    "reference",
+    ["hf-hub:", "hf-hub:name", "hf-hub:a/b/c", "hf-hub:../name/x@main", "hf-hub:-a/b", "hf-hub:a/.."],
+)
 def test_resolve_model_with_a_malformed_repository_raises_unknown_model(hub, reference):
     hub.requests.clear()
     with pytest.raises(UnknownModel, match="not a Hub repository"):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fracture_lib.errors import FractureError, InvalidImage, ModelUnavailable
+from fracture_lib.errors import FractureError, InvalidImage, ModelUnavailable, UnknownModel
 from fracture_lib.hub import BUNDLE, Reference, Runtime
 from fracture_lib.inference.ood import OODResult, detect_ood
 from fracture_lib.inference.prediction import ComparisonResult, to_prediction
@@ -71,18 +71,18 @@ class InferencePipeline:
     def predict(
         self,
         source: ImageSource,
-        models: Iterable[Reference] = ALL_MODELS,
+        models: Reference | Iterable[Reference] = ALL_MODELS,
         name: str | None = None,
         skip_ood_check: bool = False,
     ) -> ComparisonResult:
-        """Classify one image, given as `load_image` takes it, with each of `models`.
+        """Classify one image, given as `load_image` takes it, with one model or each of several.
 
         `name` is shown for the image; the default is its file name. An out-of-distribution image gets
         no predictions unless `skip_ood_check`. A model that fails is listed in `failures` and the others
-        still answer; if out-of-distribution detection fails, a warning says so. Raises InvalidImage,
-        also when memory runs out.
+        still answer; if out-of-distribution detection fails, a warning says so. Raises InvalidImage, also
+        when memory runs out, and UnknownModel.
         """
-        references = tuple(models)
+        references = (models,) if isinstance(models, str | Path) else tuple(models)
         members = MODELS if ENSEMBLE in references else ()
         loaded, failures = self._load(r for r in (*members, *references) if r != ENSEMBLE)
         image, preview, pixels, content_box = _read(source)
@@ -149,6 +149,8 @@ class InferencePipeline:
         for reference in references:
             try:
                 loaded[reference] = self.get_model(reference)
+            except UnknownModel:  # a mistake of the caller, not a failure of the model
+                raise
             except FractureError as error:
                 failures[reference] = str(error)
         return loaded, failures
@@ -175,11 +177,11 @@ def _shared_pipeline() -> InferencePipeline:
 
 
 def compare(
-    image: ImageSource, models: Iterable[Reference] = ALL_MODELS, skip_ood_check: bool = False
+    image: ImageSource, models: Reference | Iterable[Reference] = ALL_MODELS, skip_ood_check: bool = False
 ) -> ComparisonResult:
     """Classify one image with several models: `InferencePipeline.predict` on a shared pipeline.
 
-    The models stay loaded for the next call. Raises InvalidImage.
+    The models stay loaded for the next call. Raises InvalidImage and UnknownModel.
     """
     return _shared_pipeline().predict(image, models, skip_ood_check=skip_ood_check)
 

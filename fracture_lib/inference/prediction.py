@@ -80,14 +80,14 @@ class Prediction:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ComparisonResult:
     """The predictions of several models for one image. Keeps no file and no DICOM tag but a small preview."""
 
     name: str  # of the file, without folders
-    preview: Image.Image  # the image as read, 8-bit greyscale
-    pixels: NDArray[np.float32]  # [128, 128], the model input
-    content_box: tuple[slice, slice]  # rows and columns of `pixels` that the image fills
+    preview: Image.Image = field(repr=False)  # the image as read, 8-bit greyscale
+    pixels: NDArray[np.float32] = field(repr=False)  # [128, 128], the model input
+    content_box: tuple[slice, slice] = field(repr=False)  # rows and columns of `pixels` that the image fills
     warnings: tuple[str, ...]
     ood: OODResult | None  # None if it could not be checked
     predictions: Mapping[str, Prediction]  # all ten classes each; empty for a rejected image

@@ -140,7 +140,7 @@ def load_image(source: ImageSource) -> LoadedImage:
     Raises InvalidImage, whose message says what is wrong and what to do.
     """
     if isinstance(source, np.ndarray):
-        return _to_loaded_image(source)
+        return _to_loaded_image(np.asarray(source))  # a matrix would keep two dimensions when reshaped
     if isinstance(source, Image.Image):
         return _to_loaded_image(to_plain_channels(source))
     if isinstance(source, (bytes, bytearray)):

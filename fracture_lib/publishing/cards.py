@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jinja2  # noqa: F401, as huggingface_hub's templates need it: without it, fail here and by its name
+
 from fracture_lib.data.dataset import LabelledImages
 from fracture_lib.errors import InvalidData, InvalidModel
 from fracture_lib.hub import BUNDLE, FILES_BY_RUNTIME, HUB_PREFIX, is_repo_id, split_revision

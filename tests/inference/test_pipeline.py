@@ -12,6 +12,7 @@ from fracture_lib import (
     InferencePipeline,
     InvalidImage,
     ModelUnavailable,
+    UnknownModel,
     check_ood,
     compare,
     load_model,
@@ -46,6 +47,21 @@ def test_predict_equals_each_model_alone(pipeline, image_path):
 def test_compare_equals_a_pipeline(pipeline, image_path):
     assert compare(image_path).to_dict()["summary"] == pipeline.predict(image_path).summary
     assert list(compare(image_path, ["resnet50"]).predictions) == ["resnet50"]
+
+
+def test_compare_with_one_model_as_a_string_uses_that_model(image_path):
+    assert list(compare(image_path, "resnet50").predictions) == ["resnet50"]
+
+
+def test_compare_with_unknown_model_raises_unknown_model(image_path):
+    with pytest.raises(UnknownModel, match='Did you mean "resnet50"'):
+        compare(image_path, ["resnet51"])
+
+
+def test_comparison_results_compare_by_identity_and_have_a_short_repr(image_path):
+    result = compare(image_path)
+    assert result == result and result != compare(image_path)
+    assert len(repr(result)) < 3000 and "array" not in repr(result)
 
 
 def test_predict_shows_the_model_input_and_its_content_box(pipeline, image_path):

@@ -84,6 +84,12 @@ def test_load_image_of_16_bit_file_keeps_every_value(top):
     np.testing.assert_allclose(pixels, np.tile(np.linspace(0, 1, 128), (128, 1)), atol=0.6 / 255)
 
 
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_load_image_of_matrix_gives_the_same_pixels(image):
+    gray = np.asarray(image.convert("L"))
+    np.testing.assert_array_equal(load_image(np.asmatrix(gray)).pixels, load_image(gray).pixels)
+
+
 def test_load_image_of_16_bit_copy_gives_the_same_pixels(image):
     deep = Image.fromarray(np.asarray(image).astype(np.uint16) * 200 + 1000)
     np.testing.assert_allclose(load_image(encode_image(deep)).pixels, load_image(image).pixels, atol=1e-5)
