@@ -100,10 +100,12 @@ def resolve_model(reference: Reference, runtime: Runtime = "onnx") -> ModelSourc
     """
     if isinstance(reference, Path):
         return _local(reference)
+    if not isinstance(reference, str):
+        raise UnknownModel(f"Expected a model's name or a Path; got {type(reference).__name__}.")
     if reference in MODELS:
         return _by_name(MODELS[reference], runtime)
     if reference.startswith(LOCAL_PREFIX):
-        return _local(Path(reference.removeprefix(LOCAL_PREFIX)))
+        return _local(Path(reference.removeprefix(LOCAL_PREFIX)).expanduser())
     if reference.startswith(HUB_PREFIX):
         repo, revision = split_revision(reference.removeprefix(HUB_PREFIX))
         if not is_repo_id(repo):
@@ -115,8 +117,9 @@ def resolve_model(reference: Reference, runtime: Runtime = "onnx") -> ModelSourc
 
 
 def _unknown(reference: str) -> str:
-    nearest = get_close_matches(reference, ALL_MODELS, n=1)
-    suggestion = f' Did you mean "{nearest[0]}"?' if nearest else ""
+    guesses = [f"{LOCAL_PREFIX}{reference}"] if reference and Path(reference).is_dir() else []
+    guesses += get_close_matches(reference, ALL_MODELS, n=1)
+    suggestion = f' Did you mean "{guesses[0]}"?' if guesses else ""
     return (
         f'Unknown model "{reference}".{suggestion} Choose from {", ".join(ALL_MODELS)}, '
         f'"{LOCAL_PREFIX}path" or "{HUB_PREFIX}owner/name".'
@@ -202,7 +205,7 @@ def _download(repo: str, revision: str, runtime: Runtime) -> ModelSource:
 
 def _find_cached(fetch: _Fetch, revision: str, runtime: Runtime) -> Path | None:
     """Return the cached folder of a revision, or None if it lacks a file that `runtime` needs."""
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         folder = Path(fetch(revision=revision, local_files_only=True))
         # The client vouches for completeness only after a full download of its own.
         present = {path.name for path in folder.iterdir() if path.exists()}

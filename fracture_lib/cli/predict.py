@@ -24,6 +24,7 @@ __all__ = ["add_commands", "find_images"]
 
 DISCLAIMER = 'Not a medical device. There is no "no fracture" class: a healthy bone gets a fracture type too.'
 DICOM_SUFFIXES = {".dcm", ".dicom"}
+CSV_START = b"image,model,label"  # of a CSV file that this command wrote
 DICOM_HEAD = 4096  # bytes of a file that show whether it is DICOM
 
 _logger = logging.getLogger(__name__)
@@ -81,8 +82,14 @@ def add_commands(commands: Commands) -> None:
 
 
 def _csv_file(text: str) -> str:
-    if Path(text).suffix.lower() in _image_suffixes():  # "--csv *.png" would overwrite the first image
+    # "--csv *" without a file to write would overwrite the first image.
+    if Path(text).suffix.lower() in _image_suffixes():
         raise argparse.ArgumentTypeError(f'"{text}" is an image; give the file to write')
+    if Path(text).is_file():
+        with Path(text).open("rb") as file:
+            start = file.read(len(CSV_START))
+        if start and start != CSV_START:
+            raise argparse.ArgumentTypeError(f'"{text}" exists and is not a CSV file of this command')
     return text
 
 

@@ -52,12 +52,14 @@ class InferencePipeline:
         """Return the bundled ResNet50, whose features the out-of-distribution thresholds were fitted to.
 
         This is the pipeline's own resnet50 if that is loaded from the bundle, and otherwise a copy that
-        all pipelines share. Raises FractureError.
+        all pipelines share. It always runs on ONNX Runtime, so that the check needs no framework. Raises
+        FractureError.
         """
         own = self._models.get(OOD_BACKBONE)
-        if own and own.source.kind == "bundle":
+        if own and own.source.kind == "bundle" and own.runtime == "onnx":
             return own
-        return _read_backbone(BUNDLE / OOD_BACKBONE, self.runtime)
+        with _backbone_lock:  # several pipelines may need the first copy at once
+            return _read_backbone(BUNDLE / OOD_BACKBONE)
 
     def warm_up(self) -> None:
         """Load every model that can be loaded and run each once, as a first run takes longer.
@@ -166,9 +168,12 @@ class InferencePipeline:
         return ensemble, ensemble.combine({name: results[name][1] for name in MODELS})
 
 
+_backbone_lock = Lock()
+
+
 @cache
-def _read_backbone(folder: Path, runtime: Runtime) -> BaseModel:
-    return read_model(folder, runtime)
+def _read_backbone(folder: Path) -> BaseModel:
+    return read_model(folder)
 
 
 @cache

@@ -35,7 +35,7 @@ class Prediction:
 
     info: ModelInfo
     scores: tuple[Score, ...]  # the top k, most probable first
-    milliseconds: float  # of the network alone
+    milliseconds: float = field(compare=False)  # of the network alone
     warnings: tuple[str, ...]  # from reading the image and from out-of-distribution detection
     ood: OODResult | None  # None if it could not be checked
     # float32 [10, h, w]: what each position of the model input adds to a class's log-probability
@@ -111,7 +111,7 @@ class ComparisonResult:
         """Return JSON-ready values: at most `top_k` scores per model, no images."""
         return {
             "image": self.name,
-            "is_ood": self.ood is not None and self.ood.is_ood,
+            "is_ood": self.ood.is_ood if self.ood else None,  # None: it could not be checked
             "warnings": list(self.warnings),
             "predictions": [p.to_dict(top_k) for p in self.predictions.values()],
             "failures": dict(self.failures),
@@ -126,7 +126,7 @@ def check_top_k(top_k: SupportsIndex) -> int:
     except TypeError:
         k = 0
     if isinstance(top_k, bool | np.bool_) or not 1 <= k <= len(CLASSES):
-        raise InvalidArgument(f"top_k is {top_k}; use a whole number from 1 to {len(CLASSES)}.")
+        raise InvalidArgument(f"top_k is {top_k!r}; use a whole number from 1 to {len(CLASSES)}.")
     return k
 
 

@@ -13,7 +13,7 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from fracture_lib.errors import InvalidArgument, InvalidModel
+from fracture_lib.errors import InvalidArgument, InvalidModel, ModelUnavailable
 from fracture_lib.hub import BUNDLE, NATIVE_WEIGHTS, ModelSource, Reference, Runtime, resolve_model
 from fracture_lib.models.cam import ClassifierHead, check_head, class_activation_maps, combine_cams, read_head
 from fracture_lib.models.config import read_config
@@ -175,7 +175,13 @@ def read_model(reference: Reference, runtime: Runtime = "onnx") -> BaseModel:
             'Use runtime "onnx", or a checkout of the repository.'
         )
     module = "onnx" if runtime == "onnx" else MODELS[name].framework
-    network: Forward = import_module(f"fracture_lib.models.{module}").load(source.folder)
+    try:
+        network: Forward = import_module(f"fracture_lib.models.{module}").load(source.folder)
+    except ModuleNotFoundError as error:
+        raise ModelUnavailable(
+            f"The native runtime of {name} needs {error.name}. "
+            'Run: pip install "fracture-classification[train]", or use runtime "onnx".'
+        ) from error
     report = EvaluationReport.read(source.folder)
     head = read_head(source.folder)
     check_head(network, head, source.folder)

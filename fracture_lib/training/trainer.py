@@ -11,6 +11,7 @@ result: every epoch draws its random numbers from (seed, epoch) alone. No framew
 `fracture_lib.training.learner`.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,10 +21,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from fracture_lib.data.dataset import Transform, assign_folds, load_dataset_folder, load_pixels
-from fracture_lib.errors import InvalidArgument, InvalidData, UnknownModel
+from fracture_lib.errors import InvalidArgument, InvalidData, InvalidModel, UnknownModel
 from fracture_lib.evaluation.calibration import fit_temperature
 from fracture_lib.evaluation.ensemble import write_out_of_fold
 from fracture_lib.evaluation.metrics import mean_with_interval
@@ -102,6 +103,7 @@ def train(
         "n_folds": n_folds,
         "recipe": asdict(recipe),
         "data": asdict(summarize_data(images)),
+        "pretrained": start and hashlib.sha256(start.read_bytes()).hexdigest(),
     }
     _check_same_run(checkpoints / "run.json", settings)
 
@@ -317,8 +319,11 @@ def _origin(pretrained: Path | None) -> str | None:
     """Return what a file of pretrained weights says about its source, or its name."""
     if pretrained is None:
         return None
-    with safe_open(pretrained, "np") as file:
-        return (file.metadata() or {}).get("source", pretrained.name)
+    try:
+        with safe_open(pretrained, "np") as file:
+            return (file.metadata() or {}).get("source", pretrained.name)
+    except (OSError, SafetensorError) as error:
+        raise InvalidModel(f"{pretrained.name} is not a readable safetensors file: {error}") from error
 
 
 def _save_and_compare(learner: Learner, folder: Path, pixels: NDArray[np.float32]) -> float:

@@ -310,3 +310,22 @@ def test_closed_pipe_ends_without_a_traceback(image_path, dataset_folder):
     process.stdout.close()
     assert b"Traceback" not in process.stderr.read()
     assert process.wait() == 1
+
+
+def test_predict_with_csv_never_overwrites_an_image(image_path, tmp_path, capsys):
+    """As in `--csv *`, where the shell puts the first image, here DICOM without a suffix, in FILE's place."""
+    image = tmp_path / "IM0001"
+    image.write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(SystemExit, match="2"):
+        main(["predict", "--csv", str(image), str(image_path)])
+    assert image.read_bytes() == bytes(128) + b"DICM"
+    assert "exists and is not a CSV file" in capsys.readouterr().err
+
+
+def test_predict_with_csv_overwrites_its_own_file(image_path, tmp_path):
+    for _ in range(2):
+        assert (
+            main(["predict", str(image_path), "--model", "pytorch-cnn", "--csv", str(tmp_path / "x.csv")])
+            == 0
+        )
+    assert len((tmp_path / "x.csv").read_text().splitlines()) == 2

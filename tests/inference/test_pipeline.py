@@ -131,12 +131,13 @@ def test_predict_with_a_model_that_fails_to_load_keeps_the_others(image_path, mo
 
 
 def test_predict_without_ood_backbone_warns_and_classifies(image_path, monkeypatch):
-    def broken(folder, runtime):
+    def broken(folder):
         raise ModelUnavailable("it is gone.")
 
     monkeypatch.setattr(pipeline_module, "_read_backbone", broken)
     result = InferencePipeline().predict(image_path, ["pytorch-cnn"])
     assert list(result.predictions) == ["pytorch-cnn"] and result.ood is None
+    assert result.to_dict()["is_ood"] is None
     assert result.warnings == ("Could not check whether this is an X-ray: it is gone.",)
 
 
@@ -181,6 +182,10 @@ def test_ood_backbone_is_the_pipelines_own_bundled_resnet50():
     assert pipeline.ood_backbone().source.folder == BUNDLE / "resnet50"
     own = pipeline.get_model("resnet50")
     assert pipeline.ood_backbone() is own
+
+
+def test_ood_backbone_of_native_pipeline_runs_on_onnx():
+    assert InferencePipeline("native").ood_backbone().runtime == "onnx"
 
 
 def test_predict_out_of_memory_raises_invalid_image(pipeline, image_path, monkeypatch):

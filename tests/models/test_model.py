@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -208,6 +209,23 @@ def test_read_model_with_other_preprocessing_raises_invalid_model(model_folder):
     (model_folder / "preprocessor_config.json").write_text('{"size": 224}')
     with pytest.raises(InvalidModel, match="different preprocessing"):
         read_model(model_folder)
+
+
+def test_read_model_in_native_runtime_without_its_framework_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fracture_lib.models.pytorch", None)
+    with pytest.raises(ModelUnavailable, match=r"native runtime of pytorch-cnn needs .*train"):
+        read_model("pytorch-cnn", "native")
+
+
+def test_read_model_with_existing_folder_as_name_suggests_local_dir(model_folder):
+    with pytest.raises(UnknownModel, match=f'Did you mean "local-dir:{model_folder}"'):
+        read_model(str(model_folder))
+
+
+@pytest.mark.parametrize("reference", [None, 3, ["resnet50"]])
+def test_read_model_with_reference_of_wrong_type_raises_unknown_model(reference):
+    with pytest.raises(UnknownModel, match="Expected a model's name or a Path"):
+        read_model(reference)
 
 
 def test_read_model_in_native_runtime_without_native_weights_suggests_onnx(model_folder):
