@@ -43,7 +43,8 @@ DATASET_CARD = """---
 # Fracture types in radiographs
 
 {{ splits.values() | sum }} radiographs of ten fracture types, in {{ n_groups }} groups by {{ grouped_by }}.
-Images of one patient or figure share a `source_group`; a group is never in two splits or two folds.
+{% if grouped_by == "source_group" %}Images of one patient or figure{% else %}Near-duplicates{% endif %} \
+share a `source_group`; a group is never in two splits or two folds.
 
 **Not for diagnosis.** There is no "no fracture" class.
 {% if bone_break %}
@@ -120,7 +121,7 @@ def render_card(folder: str | Path, repo: str | None = None) -> str:
     bone_break = data.fingerprint == BONE_BREAK
     card_data = ModelCardData(
         model_name=f"Fracture classification: {spec.name}",
-        license="cc-by-4.0",
+        license="cc-by-4.0" if bone_break else "unknown",  # other data may have other terms
         language="en",
         library_name=spec.library_name,
         pipeline_tag="image-classification",
@@ -218,11 +219,11 @@ def render_dataset_card(images: LabelledImages, splits: Mapping[str, int]) -> st
     from huggingface_hub import DatasetCard, DatasetCardData
 
     card_data = DatasetCardData(
-        license="cc-by-4.0",
+        license="cc-by-4.0" if images.fingerprint == BONE_BREAK else "unknown",
         language="en",
         task_categories=["image-classification"],
         tags=["medical", "radiology", "x-ray", "fracture"],
-        pretty_name="Fracture types in radiographs, split by patient and figure",
+        pretty_name="Fracture types in radiographs, with grouped splits",
     )
     counts = Counter(images.labels.tolist())
     card = DatasetCard.from_template(

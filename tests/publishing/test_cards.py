@@ -228,11 +228,28 @@ def test_render_dataset_card_counts_splits_and_classes(dataset_folder):
     images = load_dataset_folder(dataset_folder)
     card = render_dataset_card(images, {"train": 30, "validation": 10})
     data = ModelCard(card).data
-    assert data.task_categories == ["image-classification"] and data.license == "cc-by-4.0"
+    assert data.task_categories == ["image-classification"] and data.license == "unknown"
     assert "40 radiographs of ten fracture types, in 40 groups by source_group" in card
     assert "| train | 30 |" in card and images.fingerprint in card and "Bone Break" not in card
+    assert "Images of one patient or figure share a `source_group`" in card
     for c in CLASSES:
         assert f"| {c.label} | 4 | {c.description} |" in card
+
+
+def test_render_dataset_card_of_hashed_images_claims_no_patient_groups(dataset_folder):
+    images = replace(load_dataset_folder(dataset_folder), grouped_by="perceptual hash")
+    card = render_dataset_card(images, {"train": 40})
+    assert "Near-duplicates share a `source_group`" in card and "patient" not in card
+
+
+def test_render_card_of_hashed_images_claims_no_patient_groups(tmp_path):
+    folder = shutil.copytree(BUNDLE / "pytorch-cnn", tmp_path / "model")
+    report = EvaluationReport.read(folder)
+    data = replace(report.data, grouped_by="perceptual hash", fingerprint="other")
+    replace(report, data=data).write(folder)
+    card = render_card(folder)
+    assert "images of one patient that look different may be" in card
+    assert ModelCard(card).data.license == "unknown"
 
 
 def test_render_space_readme_links_and_preloads_its_models():
