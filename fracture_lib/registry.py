@@ -3,9 +3,9 @@
 import os
 from dataclasses import dataclass
 
-__all__ = ["ALL_MODELS", "ENSEMBLE", "MODELS", "ModelSpec", "list_models", "model_title"]
+__all__ = ["ALL_MODELS", "ENSEMBLE", "ENSEMBLE_MEMBERS", "MODELS", "ModelSpec", "list_models", "model_title"]
 
-ENSEMBLE = "ensemble"  # the weighted mean of all MODELS
+ENSEMBLE = "ensemble"  # the weighted mean of ENSEMBLE_MEMBERS
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,9 @@ class ModelSpec:
     summary: str
     framework: str  # the module of fracture_lib.models that builds, trains and loads it natively
     library_name: str  # the framework's name on the Hub
-    reference_accuracy: float  # test accuracy of the original project, on its own split
+    reference_accuracy: float | None = None  # test accuracy of the original project, on its own split
     pretrained: str | None = None  # where training starts from, as `hub.resolve_pretrained` takes it
+    in_ensemble: bool = True
 
     @property
     def hub_variable(self) -> str:
@@ -59,11 +60,12 @@ MODELS = {
         ),
     )
 }
+ENSEMBLE_MEMBERS = tuple(name for name, spec in MODELS.items() if spec.in_ensemble)
 ALL_MODELS = (*MODELS, ENSEMBLE)
 
 
 def list_models() -> list[str]:
-    """Return the names that `load_model` accepts: the three models and their ensemble."""
+    """Return the names that `load_model` accepts: the models and their ensemble."""
     return list(ALL_MODELS)
 
 

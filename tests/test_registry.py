@@ -26,7 +26,7 @@ def test_model_title_is_different_for_every_model():
 def test_model_spec_has_a_framework_module_a_bundled_folder_and_a_reference(spec):
     assert find_spec(f"fracture_lib.models.{spec.framework}")
     assert (BUNDLE / spec.name / "model.onnx").exists()
-    assert 0.1 < spec.reference_accuracy < 0.5
+    assert spec.reference_accuracy is None or 0.1 < spec.reference_accuracy < 0.5
     assert spec.pretrained is None or spec.pretrained.startswith(HUB_PREFIX)
     assert spec.summary.endswith(".")
 

@@ -9,7 +9,7 @@ from fracture_lib.errors import InvalidArgument, InvalidData
 from fracture_lib.hub import BUNDLE, Runtime, resolve_model
 from fracture_lib.models.json_files import to_json
 from fracture_lib.models.report import EvaluationReport
-from fracture_lib.registry import ENSEMBLE, MODELS
+from fracture_lib.registry import ENSEMBLE, ENSEMBLE_MEMBERS, MODELS
 
 __all__ = ["add_commands", "print_report"]
 
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _model_folder(reference: str, runtime: Runtime) -> Path:
     """Return the folder of a bundled or local model. Raises InvalidArgument for one on the Hub."""
-    members = MODELS if reference == ENSEMBLE else [reference]
+    members = ENSEMBLE_MEMBERS if reference == ENSEMBLE else [reference]
     sources = [resolve_model(name, runtime) for name in members]
     if any(source.kind == "hub" for source in sources):
         raise InvalidArgument(f"--save-as-test needs a bundled or local model; {reference} is on the Hub.")

@@ -1,4 +1,4 @@
-"""`fracture train` and `fracture ensemble`: train a model, measure trained models together."""
+"""`fracture train`, `ensemble` and `remeasure`: train a model, measure trained models together or again."""
 
 import argparse
 from dataclasses import replace
@@ -19,6 +19,7 @@ WEIGHTS_NOTE = f"""WEIGHTS is one of
 def add_commands(commands: Commands) -> None:
     _add_train(commands)
     _add_ensemble(commands)
+    _add_remeasure(commands)
 
 
 def _add_train(commands: Commands) -> None:
@@ -123,4 +124,25 @@ def run_ensemble(options: argparse.Namespace) -> int:
     print_report(report)
     weights = ", ".join(f"{name} {weight:.2f}" for name, weight in (report.weights or {}).items())
     print(f"  {'weights':<27} {weights}\n\nWrote the report to {options.out / 'evaluation.json'}.")
+    return 0
+
+
+def _add_remeasure(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "remeasure",
+        run_remeasure,
+        description="Compute the report of trained models again from their stored out-of-fold logits, after "
+        "a metric was added. Trains nothing.",
+        examples=["fracture remeasure fracture_lib/bundle/pytorch-cnn OUT/resnet50"],
+        extra="train",
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="model folder (required)")
+
+
+def run_remeasure(options: argparse.Namespace) -> int:
+    from fracture_lib.evaluation.remeasure import remeasure
+
+    for folder in options.folders:
+        print_report(remeasure(folder))
     return 0

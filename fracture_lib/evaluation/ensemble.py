@@ -78,8 +78,8 @@ def measure_ensemble(folders: Sequence[str | Path], out: str | Path) -> Evaluati
     for folder, member in zip(member_folders, members, strict=True):
         if not _same_images(first, member):
             raise InvalidData(
-                f"{folder.name} and {member_folders[0].name} were measured on different images. "
-                "Train them with the same data, split and folds."
+                f"{folder.name} and {member_folders[0].name} were measured on different images or groups. "
+                "Train them with the same data, manifest.csv, split and folds."
             )
     labels, groups = first.labels, first.groups
     logits = [member.logits for member in members]

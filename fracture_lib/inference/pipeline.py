@@ -21,7 +21,7 @@ from fracture_lib.inference.ood import OODResult, detect_ood
 from fracture_lib.inference.prediction import ComparisonResult, to_prediction
 from fracture_lib.io.image import INPUT_SIZE, ImageSource, LoadedImage, letterbox, load_image
 from fracture_lib.models.model import BaseModel, EnsembleModel, ModelOutput, read_model
-from fracture_lib.registry import ALL_MODELS, ENSEMBLE, MODELS
+from fracture_lib.registry import ALL_MODELS, ENSEMBLE, ENSEMBLE_MEMBERS
 
 __all__ = ["InferencePipeline", "check_ood", "compare"]
 
@@ -43,7 +43,9 @@ class InferencePipeline:
         with self._locks.setdefault(reference, Lock()):  # setdefault is atomic
             if reference not in self._models:
                 if reference == ENSEMBLE:
-                    self._models[reference] = EnsembleModel({name: self.get_model(name) for name in MODELS})
+                    self._models[reference] = EnsembleModel(
+                        {name: self.get_model(name) for name in ENSEMBLE_MEMBERS}
+                    )
                 else:
                     self._models[reference] = read_model(reference, self.runtime)
             return self._models[reference]
@@ -85,7 +87,7 @@ class InferencePipeline:
         when memory runs out, and UnknownModel.
         """
         references = (models,) if isinstance(models, str | Path) else tuple(models)
-        members = MODELS if ENSEMBLE in references else ()
+        members = ENSEMBLE_MEMBERS if ENSEMBLE in references else ()
         loaded, failures = self._load(r for r in (*members, *references) if r != ENSEMBLE)
         image, preview, pixels, content_box = _read(source)
         ood, outputs, ood_warnings = self._try_detect_ood(image, pixels)
@@ -161,11 +163,11 @@ class InferencePipeline:
         self, results: Mapping[Reference, tuple[BaseModel, ModelOutput]]
     ) -> tuple[BaseModel, ModelOutput]:
         """Return the ensemble and its output from its members' results. Raises FractureError."""
-        if missing := [name for name in MODELS if name not in results]:
+        if missing := [name for name in ENSEMBLE_MEMBERS if name not in results]:
             raise ModelUnavailable(f"It needs all of its members, but {', '.join(missing)} failed.")
         ensemble = self.get_model(ENSEMBLE)
         assert isinstance(ensemble, EnsembleModel)
-        return ensemble, ensemble.combine({name: results[name][1] for name in MODELS})
+        return ensemble, ensemble.combine({name: results[name][1] for name in ENSEMBLE_MEMBERS})
 
 
 _backbone_lock = Lock()

@@ -20,7 +20,7 @@ from fracture_lib.models.config import read_config
 from fracture_lib.models.forward import Forward
 from fracture_lib.models.functional import Floats, linear_pool_logits, softmax
 from fracture_lib.models.report import EvaluationReport, Interval
-from fracture_lib.registry import ENSEMBLE, MODELS, model_title
+from fracture_lib.registry import ENSEMBLE, ENSEMBLE_MEMBERS, MODELS, model_title
 
 __all__ = ["BaseModel", "EnsembleModel", "Model", "ModelInfo", "ModelOutput", "read_model"]
 
@@ -127,7 +127,11 @@ class EnsembleModel(BaseModel):
         self.report = EvaluationReport.read(folder)
         weights, temperature = self.report.weights, self.report.temperature
         if temperature is None or weights is None or set(weights) != set(members):
-            raise InvalidModel(f"{folder.name}/evaluation.json lacks the members' weights; measure it again.")
+            measured = ", ".join(weights or ()) or "no model"
+            raise InvalidModel(
+                f"{folder.name}/evaluation.json has weights for {measured}, but the members are "
+                f"{', '.join(members)}. Measure them together with `fracture ensemble`."
+            )
         self._weights, self._temperature = weights, temperature
         self.runtime = next(iter(members.values())).runtime
         bundled = all(member.source.kind == "bundle" for member in members.values())
@@ -163,7 +167,7 @@ def read_model(reference: Reference, runtime: Runtime = "onnx") -> BaseModel:
     if runtime not in ("onnx", "native"):
         raise InvalidArgument(f'Unknown runtime "{runtime}". Use "onnx" or "native".')
     if reference == ENSEMBLE:
-        return EnsembleModel({name: read_model(name, runtime) for name in MODELS})
+        return EnsembleModel({name: read_model(name, runtime) for name in ENSEMBLE_MEMBERS})
     source = resolve_model(reference, runtime)
     config = read_config(source.folder)
     name = config.model_name

@@ -153,7 +153,7 @@ def render_card(folder: str | Path, repo: str | None = None) -> str:
         bone_break=bone_break,
         repo=repo,
         majority=f"{100 * max(row.n for row in report.per_class) / report.n:.1f} %",
-        reference_accuracy=f"{100 * spec.reference_accuracy:.2f} %",
+        reference_accuracy=_format_reference(spec),
         test=_test_rows(report.test),
         withheld=WITHHELD,
         metrics=[(metric.title, _format_metric(report, metric)) for metric in METRICS],
@@ -167,7 +167,8 @@ def _check_complete(report: EvaluationReport, folder: Path) -> None:
     missing += [metric.key for metric in METRICS if metric.key not in report.metrics]
     if missing:
         raise InvalidModel(
-            f"{folder.name}/evaluation.json lacks {', '.join(missing)}; train the model again."
+            f"{folder.name}/evaluation.json lacks {', '.join(missing)}. Run `fracture remeasure {folder}`, "
+            "or train the model again."
         )
 
 
@@ -278,6 +279,10 @@ def _test_rows(test: EvaluationReport | None) -> list[_TestRow]:
     ]
 
 
+def _format_reference(spec: ModelSpec) -> str:
+    return "" if spec.reference_accuracy is None else f"{100 * spec.reference_accuracy:.2f} %"
+
+
 def results_table(bundle: Path = BUNDLE) -> str:
     """Return the Markdown table of the results of all models, the ensemble included. Raises InvalidModel."""
     header = (
@@ -303,7 +308,7 @@ def results_table(bundle: Path = BUNDLE) -> str:
                 report.metrics["expected_calibration_error"].plain(),
                 str(report.n),
                 "; ".join(test) or WITHHELD,
-                f"{100 * MODELS[name].reference_accuracy:.2f} %" if name in MODELS else "",
+                _format_reference(MODELS[name]) if name in MODELS else "",
             ]
         )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

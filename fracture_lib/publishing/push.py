@@ -139,7 +139,7 @@ def collect_space_files(
     files = {
         path.relative_to(root).as_posix(): path
         for path in paths
-        if "__pycache__" not in path.parts and path.name not in NOT_SERVED
+        if not {"__pycache__", "checkpoints"} & set(path.parts) and path.name not in NOT_SERVED
     }
     return {**files, "README.md": render_space_readme(root / "README.md", repo, models, datasets).encode()}
 

@@ -117,3 +117,11 @@ def test_ensemble_prints_the_metrics_and_the_weights_and_writes_the_report(tmp_p
 def test_ensemble_with_a_name_instead_of_a_folder_is_one_error_line(tmp_path, capsys):
     assert main(["ensemble", "--models", "resnet50", "--out", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("error: resnet50 has no readable out_of_fold.safetensors")
+
+
+def test_remeasure_prints_and_rewrites_the_report(tmp_path, capsys):
+    folder = shutil.copytree(BUNDLE / "pytorch-cnn", tmp_path / "model")
+    before = (folder / "evaluation.json").read_text()
+    assert main(["remeasure", str(folder)]) == 0
+    assert (folder / "evaluation.json").read_text() == before
+    assert "pytorch-cnn: 989 images" in capsys.readouterr().out

@@ -151,7 +151,7 @@ def test_write_card_writes_readme(model_folder):
 @pytest.mark.parametrize("part", ["data", "training", "robustness", "conformal", "selective_risk"])
 def test_render_card_of_report_without_a_part_names_it(model_folder, part):
     replace(EvaluationReport.read(model_folder), **{part: None}).write(model_folder)
-    with pytest.raises(InvalidModel, match=rf"model/evaluation\.json lacks {part}; train the model again"):
+    with pytest.raises(InvalidModel, match=rf"model/evaluation\.json lacks {part}\. Run `fracture remeasure"):
         render_card(model_folder)
 
 
