@@ -13,8 +13,6 @@ from fracture_lib.registry import ENSEMBLE, ENSEMBLE_MEMBERS, MODELS
 
 __all__ = ["add_commands", "print_report"]
 
-IN_PERCENT = {"accuracy", "top3_accuracy", "macro_f1", "balanced_accuracy"}
-
 
 def add_commands(commands: Commands) -> None:
     parser = add_command(
@@ -101,5 +99,5 @@ def _save_as_test(report: EvaluationReport, folder: Path) -> None:
 def print_report(report: EvaluationReport) -> None:
     """Print the number of images, the protocol and the metrics with their intervals."""
     print(f"{report.model}: {report.n} images in {report.n_groups} groups; {report.protocol}")
-    for name, interval in report.metrics.items():
-        print(f"  {name:<27} {interval.percent() if name in IN_PERCENT else interval.plain()}")
+    for name in report.metrics:
+        print(f"  {name:<27} {report.format_metric(name)}")

@@ -13,9 +13,9 @@ from pathlib import Path
 from PIL import Image
 
 from fracture_lib.cli.options import MODEL_NOTE, Commands, add_command, add_runtime, top_k
-from fracture_lib.errors import FractureError, InvalidImage
+from fracture_lib.errors import InvalidImage
 from fracture_lib.hub import Reference
-from fracture_lib.inference.batch import BatchRow, to_csv
+from fracture_lib.inference.batch import BatchInput, BatchRow, predict_batch, to_csv
 from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.io.image import FORMATS, is_dicom
 from fracture_lib.registry import ALL_MODELS
@@ -133,17 +133,8 @@ def _predict_each(
         for path in paths:
             if path not in seen:
                 seen.add(path)
-                yield _predict_one(pipeline, path, references, skip_ood_check)
-
-
-def _predict_one(
-    pipeline: InferencePipeline, path: Path, references: Sequence[Reference], skip_ood_check: bool
-) -> BatchRow:
-    _logger.info("Classifying %s", path)
-    try:
-        return BatchRow(str(path), pipeline.predict(path, references, str(path), skip_ood_check))
-    except FractureError as error:
-        return BatchRow(str(path), None, str(error))
+                _logger.info("Classifying %s", path)
+                yield from predict_batch(pipeline, [BatchInput(str(path), path)], skip_ood_check, references)
 
 
 def find_images(argument: str) -> list[Path]:

@@ -4,12 +4,13 @@ import csv
 import io
 import stat
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path, PurePosixPath
 
 from fracture_lib.errors import FractureError, InvalidImage
+from fracture_lib.hub import Reference
 from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.inference.prediction import ComparisonResult
 from fracture_lib.io.image import MAX_BYTES
@@ -113,13 +114,16 @@ def _read_member(path: Path, info: zipfile.ZipInfo) -> bytes:
 
 
 def predict_batch(
-    pipeline: InferencePipeline, inputs: Iterable[BatchInput], skip_ood_check: bool = False
+    pipeline: InferencePipeline,
+    inputs: Iterable[BatchInput],
+    skip_ood_check: bool = False,
+    models: Sequence[Reference] = ALL_MODELS,
 ) -> Iterator[BatchRow]:
     """Yield a BatchRow for each of the inputs, in order; an unreadable image does not stop the others."""
     for item in inputs:
         try:
             source = item.path if item.member is None else _read_member(item.path, item.member)
-            result = pipeline.predict(source, ALL_MODELS, item.name, skip_ood_check)
+            result = pipeline.predict(source, models, item.name, skip_ood_check)
             yield BatchRow(item.name, result)
         except FractureError as error:
             yield BatchRow(item.name, None, str(error))

@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 EVALUATION_FILE = "evaluation.json"
+METRICS_IN_PERCENT = {"accuracy", "top3_accuracy", "macro_f1", "balanced_accuracy"}
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,11 @@ class EvaluationReport(ClassificationReport):
     @property
     def accuracy(self) -> Interval:
         return self.metrics["accuracy"]
+
+    def format_metric(self, name: str) -> str:
+        """Return a metric with its interval, in per cent if it is a share."""
+        interval = self.metrics[name]
+        return interval.percent() if name in METRICS_IN_PERCENT else interval.plain()
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], name: str = EVALUATION_FILE) -> "EvaluationReport":

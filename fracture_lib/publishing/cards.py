@@ -73,18 +73,17 @@ class _Metric(NamedTuple):
     key: str  # in `EvaluationReport.metrics`
     title: str
     hub_type: str  # the Hub's name of the metric
-    in_percent: bool
 
 
 METRICS = (
-    _Metric("accuracy", "Accuracy", "accuracy", True),
-    _Metric("top3_accuracy", "Top-3 accuracy", "accuracy", True),
-    _Metric("macro_f1", "Macro-F1", "f1", True),
-    _Metric("balanced_accuracy", "Balanced accuracy", "accuracy", True),
-    _Metric("macro_auroc", "Macro AUROC", "roc_auc", False),
-    _Metric("negative_log_likelihood", "Negative log-likelihood", "nll", False),
-    _Metric("brier", "Brier score", "brier_score", False),
-    _Metric("expected_calibration_error", "Expected calibration error", "expected_calibration_error", False),
+    _Metric("accuracy", "Accuracy", "accuracy"),
+    _Metric("top3_accuracy", "Top-3 accuracy", "accuracy"),
+    _Metric("macro_f1", "Macro-F1", "f1"),
+    _Metric("balanced_accuracy", "Balanced accuracy", "accuracy"),
+    _Metric("macro_auroc", "Macro AUROC", "roc_auc"),
+    _Metric("negative_log_likelihood", "Negative log-likelihood", "nll"),
+    _Metric("brier", "Brier score", "brier_score"),
+    _Metric("expected_calibration_error", "Expected calibration error", "expected_calibration_error"),
 )
 
 
@@ -156,7 +155,7 @@ def render_card(folder: str | Path, repo: str | None = None) -> str:
         reference_accuracy=_format_reference(spec),
         test=_test_rows(report.test),
         withheld=WITHHELD,
-        metrics=[(metric.title, _format_metric(report, metric)) for metric in METRICS],
+        metrics=[(metric.title, report.format_metric(metric.key)) for metric in METRICS],
     )
     return str(card).rstrip()
 
@@ -191,11 +190,6 @@ def _widget_example(repo: str) -> dict[str, str]:
         "src": f"https://huggingface.co/{repo}/resolve/main/{EXAMPLE_IMAGE}",
         "example_title": "Synthetic radiograph",
     }
-
-
-def _format_metric(report: EvaluationReport, metric: _Metric) -> str:
-    interval = report.metrics[metric.key]
-    return interval.percent() if metric.in_percent else interval.plain()
 
 
 def _find_template() -> Path:
