@@ -29,7 +29,7 @@ LAYERS = (
 FRAMEWORK_MODULES = {
     "gradio": {"webui"},
     "plotly": {"webui.plots"},
-    "pydicom": {"io.dicom"},
+    "pydicom": {"io.dicom", "io.dicom_decode", "io.dicom_display"},
     "torch": {"models.pytorch", "models.transformers"},
     "tensorflow": set(),
     "keras": {"models.keras"},

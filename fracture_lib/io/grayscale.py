@@ -81,8 +81,17 @@ def _read_rows(image: NDArray[Any] | Image.Image, rows: slice) -> NDArray[Any]:
     return image[rows]
 
 
-def stretch_range(gray: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Stretch values to 0 to 1, in place. Raises InvalidImage if they are all equal or not finite."""
+def stretch_range(
+    gray: NDArray[np.float32], blank_mask: NDArray[np.bool_] | None = None
+) -> NDArray[np.float32]:
+    """Stretch values to 0 to 1, in place; pixels of `blank_mask` do not count for the range and become 0.
+
+    Raises InvalidImage if the values are all equal or not finite.
+    """
+    if blank_mask is not None:
+        if blank_mask.all():
+            raise InvalidImage("The image is blank.")
+        gray[blank_mask] = gray[~blank_mask].min()
     low, high = float(gray.min()), float(gray.max())
     if not abs(high - low) <= float(np.finfo(np.float32).max):  # also true for NaN
         raise InvalidImage("The image has NaN, infinite or nearly infinite values. Replace them first.")

@@ -7,7 +7,7 @@ Training, evaluation, the command line and the page all call it; nothing else re
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -88,7 +88,7 @@ class LoadedImage:
     pixels: NDArray[np.float32]  # [H, W], the darkest value 0 and the brightest 1
     colorfulness: float = 0.0  # 0 to 1: mean over the pixels of largest minus smallest channel
     modality: str | None = None  # of a DICOM file, such as "DX" or "CT"
-    warnings: tuple[str, ...] = ()  # messages about what was left out
+    warnings: tuple[str, ...] = ()  # messages about what was corrected, ignored or guessed
 
 
 def preprocess(source: ImageSource | LoadedImage) -> NDArray[np.float32]:
@@ -163,16 +163,42 @@ def _load_bytes(data: bytes) -> LoadedImage:
     check_file_size(len(data))
     if is_dicom(data):
         image = read_dicom(data)
-        return _to_loaded_image(image.values, image.modality, image.warnings)
+        shown = image.displayed
+        return _to_loaded_image(
+            shown.values, image.warnings, image.modality, shown.blank_mask, shown.pixel_aspect
+        )
     with open_image(data) as opened:
         return _to_loaded_image(to_plain_channels(opened))
 
 
 def _to_loaded_image(
-    image: NDArray[Any] | Image.Image, modality: str | None = None, warnings: tuple[str, ...] = ()
+    image: NDArray[Any] | Image.Image,
+    warnings: Sequence[str] = (),
+    modality: str | None = None,
+    blank_mask: NDArray[np.bool_] | None = None,
+    pixel_aspect: float = 1.0,
 ) -> LoadedImage:
+    """Turn decoded values into a LoadedImage.
+
+    `blank_mask` bool [H, W] marks pixels that do not belong to the image; they become black and do not
+    count for the range. `pixel_aspect` is the height of a pixel divided by its width.
+    """
     gray, colorfulness = to_grayscale(image)
-    return LoadedImage(stretch_range(gray), colorfulness, modality, warnings)
+    pixels = stretch_range(gray, blank_mask)
+    return LoadedImage(_to_square_pixels(pixels, pixel_aspect), colorfulness, modality, tuple(warnings))
+
+
+def _to_square_pixels(pixels: NDArray[np.float32], pixel_aspect: float) -> NDArray[np.float32]:
+    """Resample an image whose pixels are not square; shrink rather than enlarge, to bound the memory."""
+    if pixel_aspect == 1:
+        return pixels
+    height, width = pixels.shape
+    if pixel_aspect > 1:
+        width = max(1, round(width / pixel_aspect))
+    else:
+        height = max(1, round(height * pixel_aspect))
+    resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+    return np.clip(np.asarray(resized), 0, 1)
 
 
 def _read_path(path: str | os.PathLike[str]) -> bytes:
