@@ -54,6 +54,7 @@ FILES_BY_RUNTIME = {
 }
 # Half of the bundle; a wheel and a Space serve with ONNX Runtime and leave these files out.
 NOT_SERVED = frozenset({*NATIVE_WEIGHTS, OUT_OF_FOLD})
+PRETRAINED_WEIGHTS = "model.safetensors"  # of a repository that `resolve_pretrained` takes
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
 
 TIMEOUT = 3  # seconds until a Hub that does not answer counts as unreachable
@@ -152,7 +153,7 @@ def split_revision(repo: str) -> tuple[str, str | None]:
 def resolve_pretrained(reference: str | Path) -> Path:
     """Return the path of a safetensors file: `reference` itself, or that of "hf-hub:owner/name[@revision]".
 
-    Raises ModelUnavailable.
+    An unreachable Hub is noticed within seconds; a cached copy then serves. Raises ModelUnavailable.
     """
     path = Path(reference)
     if path.is_file():
@@ -162,11 +163,15 @@ def resolve_pretrained(reference: str | Path) -> Path:
         raise ModelUnavailable(
             f'There is no file {reference}. Give a safetensors file or "{HUB_PREFIX}owner/name".'
         )
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download
 
+    download = partial(hf_hub_download, repo, PRETRAINED_WEIGHTS)
     try:
-        return Path(hf_hub_download(repo, "model.safetensors", revision=revision))
+        sha, _ = _look_up(HfApi(), repo, revision or "main")
+        return Path(download(revision=sha))
     except Exception as error:  # the client passes on exceptions of its HTTP library
+        with suppress(OSError, ValueError):
+            return Path(download(revision=revision, local_files_only=True))
         raise ModelUnavailable(
             f"Cannot download the pretrained weights {repo} from the Hub ({first_line(error)}). "
             "Give a safetensors file with torchvision's names instead."

@@ -29,7 +29,15 @@ LAYERS = (
 FRAMEWORK_MODULES = {
     "gradio": {"webui"},
     "plotly": {"webui.plots"},
-    "pydicom": {"io.dicom", "io.dicom_decode", "io.dicom_display"},
+    "pydicom": {
+        "io.dicom",
+        "io.dicom_decode",
+        "io.dicom_display",
+        "io.dicom_elements",
+        "io.dicom_frames",
+        "io.dicom_mask",
+        "io.dicom_values",
+    },
     "torch": {"models.pytorch", "models.transformers"},
     "tensorflow": set(),
     "keras": {"models.keras"},

@@ -210,6 +210,16 @@ def test_resolve_pretrained_with_a_file_returns_it_and_with_a_hub_reference_down
     assert resolve_pretrained(f"{reference}@{sha}").read_bytes() == path.read_bytes()
 
 
+def test_resolve_pretrained_without_a_hub_fails_at_once_or_uses_the_cache(hub, reference, sha, monkeypatch):
+    path = resolve_pretrained(f"{reference}@{sha}")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", UNREACHABLE)
+    start = time.monotonic()
+    assert resolve_pretrained(f"{reference}@{sha}") == path
+    with pytest.raises(ModelUnavailable, match=r"Cannot download the pretrained weights someone/else"):
+        resolve_pretrained("hf-hub:someone/else")
+    assert time.monotonic() - start < 5, "the client alone repeats its requests for half a minute"
+
+
 @pytest.mark.parametrize("mistyped", ["weights.safetensors", "owner/name", "hf-hub:name"])
 def test_resolve_pretrained_with_anything_else_never_asks_the_hub(hub, mistyped):
     hub.requests.clear()

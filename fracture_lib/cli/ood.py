@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fracture_lib.cli.options import DATA_NOTE, Commands, add_command
-from fracture_lib.inference.ood import OOD_FOLDER
 from fracture_lib.inference.pipeline import InferencePipeline
 
 __all__ = ["add_commands"]
@@ -18,10 +17,13 @@ def add_commands(commands: Commands) -> None:
         commands,
         "fit-ood",
         run,
-        description="Fit and measure the bundle's out-of-distribution detector. Only the X-rays set the "
-        "thresholds; the other images measure the detection rate.",
+        description="Fit and measure an out-of-distribution detector. Only the X-rays set the thresholds; "
+        "the other images measure the detection rate.",
         notes=[DATA_NOTE],
-        examples=["fracture fit-ood --data DIR --others OTHERS"],
+        examples=[
+            "fracture fit-ood --data DIR --others OTHERS --out OUT/ood",
+            "fracture fit-ood --data DIR --others OTHERS --out fracture_lib/bundle/ood",
+        ],
         extra="train",
     )
     parser.add_argument("--data", required=True, help="labelled X-rays (required)")
@@ -35,10 +37,10 @@ def add_commands(commands: Commands) -> None:
     )
     parser.add_argument(
         "--out",
+        required=True,
         type=Path,
-        default=OOD_FOLDER,
         metavar="DIR",
-        help="folder to write the detector to (default: the bundle's)",
+        help="folder to write the detector to; that in the bundle is the one that serves (required)",
     )
 
 

@@ -1,31 +1,38 @@
 """`fracture predict`: classify images and print, or write, one result per image."""
 
 import argparse
-import glob
+import codecs
 import json
 import logging
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
+from fracture_lib.cli.inputs import find_images, unique
 from fracture_lib.cli.options import MODEL_NOTE, Commands, add_command, add_runtime, top_k
-from fracture_lib.errors import InvalidImage
+from fracture_lib.errors import FractureError, InvalidImage, UnknownModel
 from fracture_lib.hub import Reference
-from fracture_lib.inference.batch import BatchInput, BatchRow, predict_batch, to_csv
+from fracture_lib.inference.batch import (
+    BatchRow,
+    RowStatus,
+    count_left_out,
+    list_inputs,
+    predict_batch,
+    tally,
+)
+from fracture_lib.inference.batch_csv import COLUMNS, FILE_ENCODING, to_csv
 from fracture_lib.inference.pipeline import InferencePipeline
-from fracture_lib.io.image import FORMATS, is_dicom
+from fracture_lib.io.image import IMAGE_SUFFIXES
 from fracture_lib.registry import ALL_MODELS
 
-__all__ = ["add_commands", "find_images"]
+__all__ = ["add_commands"]
 
 DISCLAIMER = 'Not a medical device. There is no "no fracture" class: a healthy bone gets a fracture type too.'
-DICOM_SUFFIXES = {".dcm", ".dicom"}
-CSV_START = b"image,model,label"  # of a CSV file that this command wrote
-DICOM_HEAD = 4096  # bytes of a file that show whether it is DICOM
+# The beginnings of a CSV file that this command wrote, now and before version 0.3
+CSV_STARTS = (",".join(COLUMNS).encode(), b"image,model,label")
 
 _logger = logging.getLogger(__name__)
 
@@ -40,7 +47,7 @@ def add_commands(commands: Commands) -> None:
         examples=[
             "fracture predict xray.png",
             'fracture predict xray.png folder/ "scans/*.dcm" --model resnet50 --top-k 5',
-            "fracture predict folder/ --csv results.csv",
+            "fracture predict folder/ scans.zip --csv results.csv",
             "fracture predict xray.png --json | jq .summary",
         ],
         extra="train",  # for the native runtime
@@ -48,9 +55,10 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument(
         "images",
         nargs="+",
+        type=_not_empty,
         metavar="IMAGE",
-        help="image or DICOM file, folder to search with its subfolders, or quoted pattern such as "
-        '"scans/**/*.dcm" (required)',
+        help="image or DICOM file, ZIP archive, folder to search with its subfolders, or quoted pattern "
+        'such as "scans/**/*.dcm" (required)',
     )
     parser.add_argument(
         "--model", default="all", help="model to use, or all models and their ensemble (default: %(default)s)"
@@ -81,14 +89,20 @@ def add_commands(commands: Commands) -> None:
     add_runtime(parser)
 
 
+def _not_empty(text: str) -> str:
+    if not text:  # such as an unset variable; as a path it would be the current folder
+        raise argparse.ArgumentTypeError("it is empty; give a file, a folder or a pattern")
+    return text
+
+
 def _csv_file(text: str) -> str:
     # "--csv *" without a file to write would overwrite the first image.
-    if Path(text).suffix.lower() in _image_suffixes():
+    if Path(text).suffix.lower() in IMAGE_SUFFIXES:
         raise argparse.ArgumentTypeError(f'"{text}" is an image; give the file to write')
     if Path(text).is_file():
         with Path(text).open("rb") as file:
-            start = file.read(len(CSV_START))
-        if start and start != CSV_START:
+            start = file.read(1024).removeprefix(codecs.BOM_UTF8)
+        if start and not start.startswith(CSV_STARTS):
             raise argparse.ArgumentTypeError(f'"{text}" exists and is not a CSV file of this command')
     return text
 
@@ -96,21 +110,44 @@ def _csv_file(text: str) -> str:
 def run(options: argparse.Namespace) -> int:
     references = ALL_MODELS if options.model == "all" else (options.model,)
     pipeline = InferencePipeline(options.runtime)
-    sources: dict[str, list[str]] = {}
-    for reference in references:  # a wrong model ends the command before any image is read
-        model = pipeline.get_model(reference)
-        sources.setdefault(str(model.source), []).append(model.name)
+    sources = _load_models(pipeline, references, all_needed=options.model != "all")
     if not options.json:
         for source, names in sources.items():
             print(f"{', '.join(names)}: {source}", file=sys.stderr)
     ok = True
+    left_out: list[str] = []
+    statuses: list[RowStatus] = []
     with _writer(options) as write:
-        for row in _predict_each(pipeline, options.images, references, options.skip_ood_check):
+        for row in _predict_each(pipeline, options.images, references, options.skip_ood_check, left_out):
             write(row)
             ok &= _report_problems(row)
+            statuses.append(row.status)
     if not options.json:
         print(DISCLAIMER, file=sys.stderr)
+    if not (options.json and ok and not left_out):
+        _print_message(" ".join([tally(statuses), *left_out]))
     return 0 if ok else 1
+
+
+def _load_models(
+    pipeline: InferencePipeline, references: Iterable[Reference], all_needed: bool
+) -> dict[str, list[str]]:
+    """Load the models before any image is read; return their names by their source.
+
+    Unless they are all needed, one that fails is left to the results, where the others still answer.
+    """
+    sources: dict[str, list[str]] = {}
+    for reference in references:
+        try:
+            model = pipeline.get_model(reference)
+        except UnknownModel:
+            raise
+        except FractureError:
+            if all_needed:
+                raise
+            continue
+        sources.setdefault(str(model.source), []).append(model.name)
+    return sources
 
 
 def _predict_each(
@@ -118,71 +155,30 @@ def _predict_each(
     arguments: Iterable[str],
     references: Sequence[Reference],
     skip_ood_check: bool,
+    left_out: list[str],
 ) -> Iterator[BatchRow]:
-    """Yield one row per image, and one per argument that names none; classify no file twice."""
-    seen: set[Path] = set()
+    """Yield one row per image, and one per argument that names none; classify no file twice.
+
+    Adds to `left_out` the sentences about files that are not images.
+    """
+    seen: set[str] = set()
     for argument in arguments:
         try:
-            paths = find_images(argument)
+            found, n_left_out = find_images(argument)
+            left_out += [count_left_out(n_left_out, argument)] if n_left_out else []
+            if not (paths := list(unique(found, seen))):
+                continue
+            inputs = list_inputs(paths, limit=None, full_paths=True)
         except InvalidImage as error:
             yield BatchRow(argument, None, str(error))
             continue
         except OSError as error:  # such as a folder that may not be read
             yield BatchRow(argument, None, f"{error.strerror}.")
             continue
-        for path in paths:
-            if path not in seen:
-                seen.add(path)
-                _logger.info("Classifying %s", path)
-                yield from predict_batch(pipeline, [BatchInput(str(path), path)], skip_ood_check, references)
-
-
-def find_images(argument: str) -> list[Path]:
-    """Return the image files that a path, a folder or a pattern stands for, in alphabetical order.
-
-    A folder is searched with its subfolders, without hidden ones, for names with the suffix of a readable
-    format and for DICOM files without a suffix. Raises InvalidImage if there are none. A path that does
-    not exist is returned as it is.
-    """
-    path = Path(argument)
-    if path.is_dir():
-        return _search_folder(path)
-    if path.exists() or not any(character in argument for character in "*?["):
-        return [path]
-    matches = map(Path, sorted(glob.glob(argument, recursive=True)))  # noqa: PTH207, skips hidden files
-    found = [image for match in matches for image in (_search_folder(match) if match.is_dir() else [match])]
-    if not found:
-        raise InvalidImage("No file matches this pattern.")
-    return list(dict.fromkeys(found))
-
-
-def _search_folder(folder: Path) -> list[Path]:
-    suffixes = _image_suffixes()
-    found = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-        and (path.suffix.lower() in suffixes or _is_dicom_without_suffix(path))
-    ]
-    if not found:
-        raise InvalidImage("There is no image in this folder.")
-    return found
-
-
-def _image_suffixes() -> set[str]:
-    by_suffix = Image.registered_extensions()
-    return DICOM_SUFFIXES | {suffix for suffix, name in by_suffix.items() if name in FORMATS}
-
-
-def _is_dicom_without_suffix(path: Path) -> bool:
-    if path.suffix and not path.suffix[1:].isdecimal():  # names are often UIDs such as 1.2.840.10008
-        return False
-    try:
-        with path.open("rb") as file:
-            return is_dicom(file.read(DICOM_HEAD))
-    except OSError:
-        return False
+        left_out += [inputs.left_out] if inputs.left_out else []
+        for item in inputs:
+            _logger.info("Classifying %s", item.name)
+            yield from predict_batch(pipeline, [item], skip_ood_check, references)
 
 
 @contextmanager
@@ -198,7 +194,9 @@ def _writer(options: argparse.Namespace) -> Iterator[Callable[[BatchRow], None]]
         path = Path(options.csv)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Written line by line; the name of an image may hold bytes that are not text.
-        with path.open("w", buffering=1, encoding="utf-8", errors="backslashreplace", newline="") as file:
+        with path.open(
+            "w", buffering=1, encoding=FILE_ENCODING, errors="backslashreplace", newline=""
+        ) as file:
             yield _csv_writer(file.write)
 
 
@@ -209,12 +207,11 @@ def _print_text(row: BatchRow, top_k: int) -> None:
     for p in row.result.predictions.values():
         scores = ", ".join(f"{s.label} {100 * s.probability:.1f} %" for s in p.scores[:top_k])
         lines.append(f"  {p.model:<14}  {scores}")
-    print(*lines, f"  {row.result.summary}", sep="\n", flush=True)
+    print(*map(_printable, [*lines, f"  {row.result.summary}"]), sep="\n", flush=True)
 
 
 def _print_json(row: BatchRow, top_k: int) -> None:
-    content = row.result.to_dict(top_k) if row.result else {"image": row.name, "error": row.error}
-    print(json.dumps(content), flush=True)
+    print(json.dumps(row.to_dict(top_k)), flush=True)
 
 
 def _csv_writer(write: Callable[[str], object]) -> Callable[[BatchRow], None]:
@@ -230,16 +227,24 @@ def _csv_writer(write: Callable[[str], object]) -> Callable[[BatchRow], None]:
 
 def _report_problems(row: BatchRow) -> bool:
     """Print the errors and warnings of a row to stderr; return whether every model classified the image."""
-    if row.result is None:
-        print(f"error: {row.name}: {row.error}", file=sys.stderr)
-        return False
-    errors = [f"{model}: {why}" for model, why in row.result.failures.items()]
-    warnings = list(row.result.warnings)
-    if row.result.is_rejected and row.result.ood:
-        warnings.remove(row.result.ood.message)
-        errors.append(f"{row.result.ood.message} Use --skip-ood-check to classify it anyway.")
-    for warning in warnings:
-        print(f"warning: {row.name}: {warning}", file=sys.stderr)
+    errors = [f"{model}: {reason}" for model, reason in row.failures.items()]
+    if row.reason:
+        hint = " Use --skip-ood-check to classify it anyway." if row.status == "rejected" else ""
+        errors.insert(0, f"{row.reason}{hint}")
+    for warning in row.warnings:
+        _print_message(f"warning: {row.name}: {warning}")
     for error in errors:
-        print(f"error: {row.name}: {error}", file=sys.stderr)
+        _print_message(f"error: {row.name}: {error}")
     return not errors
+
+
+def _print_message(text: str) -> None:
+    print(_printable(text), file=sys.stderr)
+
+
+def _printable(text: str) -> str:
+    """Escape what would change the line or the terminal, such as a line break in the name of a file."""
+    return "".join(
+        c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode()
+        for c in text
+    )

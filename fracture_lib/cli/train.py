@@ -42,7 +42,7 @@ def _add_train(commands: Commands) -> None:
     parser.add_argument("--model", required=True, choices=tuple(MODELS), help="the model to train (required)")
     parser.add_argument("--data", required=True, help="labelled images (required)")
     parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="model folder to write (required)"
+        "--out", required=True, type=Path, metavar="DIR", help="model folder to write or replace (required)"
     )
     parser.add_argument("--split", default="Train", help="split to train on (default: %(default)s)")
     parser.add_argument(
@@ -65,6 +65,11 @@ def _add_train(commands: Commands) -> None:
         metavar="WEIGHTS",
         help="weights that resnet50 starts from (default: ImageNet weights from the Hub, see below)",
     )
+    parser.add_argument(
+        "--keep-checkpoints",
+        action="store_true",
+        help="keep the folder of checkpoints when the training ends (default: remove it)",
+    )
 
 
 def run_train(options: argparse.Namespace) -> int:
@@ -85,6 +90,7 @@ def run_train(options: argparse.Namespace) -> int:
         seed=options.seed,
         pretrained=options.pretrained,
         recipe=recipe,
+        keep_checkpoints=options.keep_checkpoints,
     )
     card = write_card(options.out)
     print_report(report)

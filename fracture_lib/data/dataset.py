@@ -5,12 +5,12 @@ Layouts, with folder names in any case:
     <class>/<split>/image.jpg      <split>/<class>/image.jpg      <class>/image.jpg
 
 Images of one patient or figure must never be on both sides of a split. A `manifest.csv` with the columns
-`path` and `source_group` says which belong together; otherwise near-duplicates are grouped by perceptual
-hash.
+`path` and `source_group` says which belong together; where it does not, near-duplicates are grouped by
+perceptual hash.
 """
 
-import csv
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +20,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fracture_lib.data.duplicates import near_duplicate_groups
+from fracture_lib.data.manifest import MANIFEST, read_source_groups
 from fracture_lib.data.reading import map_images
 from fracture_lib.data.sources import resolve_dataset
 from fracture_lib.errors import InvalidArgument, InvalidData, UnknownLabel
 from fracture_lib.hub import HUB_PREFIX
+from fracture_lib.io.files import is_image_file, is_metadata
 from fracture_lib.io.image import INPUT_SIZE, LoadedImage, preprocess
 from fracture_lib.labels import CLASSES, label_id
 
 __all__ = ["LabelledImages", "Transform", "assign_folds", "load_dataset_folder", "load_pixels"]
 
 SPLITS = {"train", "test", "valid", "validation", "val"}
-SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
 
 Transform: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # [H, W] in 0..1, both ways
+GroupedBy: TypeAlias = Literal["source_group", "perceptual hash", "source_group and perceptual hash"]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +46,7 @@ class LabelledImages:
     paths: tuple[Path, ...]
     labels: NDArray[np.int64]  # [N], class ids
     groups: NDArray[np.int64]  # [N]; images of one patient or figure share a number
-    grouped_by: Literal["source_group", "perceptual hash"]
+    grouped_by: GroupedBy
     split: str | None  # the split folder that was read; None if there is none or all were read
     fingerprint: str  # sha256 over the sorted contents and labels, whatever the layout
     hub: str | None = None  # the Hub dataset that they came from, "owner/name[@revision]"
@@ -51,16 +55,19 @@ class LabelledImages:
 def load_dataset_folder(root: str | Path, split: str | None = None) -> LabelledImages:
     """Find the images of one `split`, or of all, and group them.
 
-    `root` is a folder, "hf-hub:owner/name[@revision]" or "kaggle:owner/name". `split` is ignored if the
-    folder has no split folders. Raises InvalidData if nothing fits the layouts above, and UnknownLabel if
-    a folder is not named after a class.
+    `root` is a folder, "hf-hub:owner/name[@revision]" or "kaggle:owner/name"; its images are of any format
+    that `load_image` reads. `split` is ignored if the folder has no split folders. Raises InvalidData if
+    nothing fits the layouts above or manifest.csv is wrong, and UnknownLabel if a folder is not named after
+    a class.
     """
     folder = resolve_dataset(root)
-    found = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
+    found = _find_images(folder)
     rows = [(path, *_label_and_split(path.relative_to(folder))) for path in found]
     splits = {name for _, _, name in rows if name}
     wanted = split if split and splits else None
     if wanted:
+        if outside := [path for path, _, name in rows if not name]:
+            _logger.warning("%d images are in no split, such as %s.", len(outside), outside[0].name)
         rows = [row for row in rows if row[2] == wanted.lower()]
     if not rows:
         raise InvalidData(
@@ -70,52 +77,91 @@ def load_dataset_folder(root: str | Path, split: str | None = None) -> LabelledI
             f"such as {CLASSES[0].label} and {CLASSES[1].label}."
         )
     paths, labels = tuple(row[0] for row in rows), np.array([row[1] for row in rows], np.int64)
-    source_groups = _read_manifest(folder)
-    from_manifest = all(path in source_groups for path in paths)
-    if from_manifest:
-        names = [source_groups[path] for path in paths]
-        groups = np.unique(names, return_inverse=True)[1].astype(np.int64)
-    else:
-        groups = near_duplicate_groups(paths)
+    source_groups = read_source_groups(folder, found, paths)
+    groups, grouped_by = _group([source_groups.get(path) for path in paths], paths)
     is_hub = isinstance(root, str) and root.startswith(HUB_PREFIX)
     return LabelledImages(
         paths=paths,
         labels=labels,
         groups=groups,
-        grouped_by="source_group" if from_manifest else "perceptual hash",
+        grouped_by=grouped_by,
         split=wanted,
         fingerprint=_fingerprint(paths, labels),
         hub=str(root).removeprefix(HUB_PREFIX) if is_hub else None,
     )
 
 
+def _find_images(folder: Path) -> list[Path]:
+    """Return the images below a folder, sorted; log how many other files lie among them."""
+    images, others = [], []
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if is_metadata(parts) or not path.is_file():
+            continue
+        if is_image_file(path):
+            images.append(path)
+        elif len(parts) > 1:
+            others.append(path)
+    if others:
+        _logger.warning("%d files are not images and were left out, such as %s.", len(others), others[0].name)
+    return images
+
+
 def _label_and_split(relative: Path) -> tuple[int, str | None]:
     """Return the class id and the split, in lower case, that the folders of a path name."""
     folders = relative.parts[:-1]
-    split = next((name.lower() for name in folders if name.lower() in SPLITS), None)
+    splits = {name.lower() for name in folders} & SPLITS
     class_folders = [name for name in folders if name.lower() not in SPLITS]
+    if len(splits) > 1:
+        raise InvalidData(f"The split of {relative.as_posix()} is unclear. Put it into one split folder.")
     if len(class_folders) != 1:
         raise InvalidData(
             f"The class of {relative.as_posix()} is unclear. Put it into one folder named after its class."
         )
     try:
-        return label_id(class_folders[0]), split
+        return label_id(class_folders[0]), next(iter(splits), None)
     except UnknownLabel as error:
         raise UnknownLabel(f"{relative.as_posix()}: {error}") from error
 
 
-def _read_manifest(folder: Path) -> dict[Path, str]:
-    """Return the source group of each path in manifest.csv; empty if there is no such file."""
-    path = folder / "manifest.csv"
-    if not path.exists():
-        return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not {"path", "source_group"} <= rows[0].keys():
-        raise InvalidData(
-            "manifest.csv needs the columns path and source_group. Add them or remove the file."
-        )
-    return {folder / row["path"]: row["source_group"] for row in rows}
+def _group(source_groups: Sequence[str | None], paths: Sequence[Path]) -> tuple[NDArray[np.int64], GroupedBy]:
+    """Return the groups [N] and what they come from.
+
+    If only some images have a source group, images belong together by either measure, directly or by a
+    chain: no group of the manifest is divided.
+    """
+    is_known = np.array([group is not None for group in source_groups])
+    if is_known.all():
+        return np.unique(np.array(source_groups), return_inverse=True)[1].astype(np.int64), "source_group"
+    near = near_duplicate_groups(paths)
+    if not is_known.any():
+        return near, "perceptual hash"
+    unknown = paths[int(is_known.argmin())].name
+    _logger.warning(
+        "%d of %d images have no source_group in %s, such as %s; near-duplicates are grouped, too.",
+        (~is_known).sum(),
+        len(paths),
+        MANIFEST,
+        unknown,
+    )
+    names = np.unique([group for group in source_groups if group is not None], return_inverse=True)[1]
+    return _join_groups(near, np.flatnonzero(is_known), names), "source_group and perceptual hash"
+
+
+def _join_groups(
+    near: NDArray[np.int64], known: NDArray[np.int64], names: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Join the groups `near` [N] with the groups `names` [M] of the images `known` [M]: int64 [N]."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(near)  # the graph's first nodes are images, then come near-duplicate groups, then source groups
+    images = np.concatenate([np.arange(n), known])
+    nodes = np.concatenate([n + near, n + near.max() + 1 + names])
+    size = int(nodes.max()) + 1
+    graph = coo_array((np.ones(len(nodes)), (images, nodes)), (size, size))
+    joined = connected_components(graph, directed=False)[1][:n]
+    return np.unique(joined, return_inverse=True)[1].astype(np.int64)
 
 
 def _fingerprint(paths: Sequence[Path], labels: NDArray[np.int64]) -> str:

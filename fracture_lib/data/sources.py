@@ -5,17 +5,19 @@ Each becomes a folder that `fracture_lib.data.dataset` reads, so that there is o
 
 import csv
 import tempfile
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fracture_lib.errors import FractureError, InvalidData
+from fracture_lib.data.manifest import MANIFEST
+from fracture_lib.errors import FractureError, InvalidData, UnknownLabel
 from fracture_lib.hub import HUB_PREFIX, first_line, is_repo_id, split_revision
 from fracture_lib.labels import ID2LABEL, label_id
 
 __all__ = ["KAGGLE_PREFIX", "resolve_dataset"]
 
 KAGGLE_PREFIX = "kaggle:"
+METADATA_FILES = ("metadata.csv", "metadata.jsonl")  # of an image folder of `datasets`
 
 
 def resolve_dataset(reference: str | Path) -> Path:
@@ -35,7 +37,7 @@ def resolve_dataset(reference: str | Path) -> Path:
             f"There is no folder {reference}. Give the folder that holds the class folders, "
             f'"{HUB_PREFIX}owner/name" or "{KAGGLE_PREFIX}owner/name".'
         )
-    has_metadata = any((folder / name).exists() for name in ("metadata.csv", "metadata.jsonl"))
+    has_metadata = any((folder / name).exists() for name in METADATA_FILES)
     return _from_image_folder(folder) if has_metadata else folder
 
 
@@ -44,10 +46,13 @@ def _from_hub(reference: str) -> Path:
     if not is_repo_id(repo):
         raise InvalidData(f'"{repo}" is not a Hub dataset. Write it as "{HUB_PREFIX}owner/name".')
     from datasets import load_dataset
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, snapshot_download
 
     try:
-        sha = HfApi().dataset_info(repo, revision=revision).sha
+        info = HfApi().dataset_info(repo, revision=revision)
+        sha = info.sha
+        if _has_class_folders([file.rfilename for file in info.siblings or []]):
+            return Path(snapshot_download(repo, repo_type="dataset", revision=sha))
         return _write_once(f"{repo.replace('/', '--')}-{sha}", lambda: load_dataset(repo, revision=sha))
     except FractureError:
         raise
@@ -56,6 +61,24 @@ def _from_hub(reference: str) -> Path:
             f"Cannot download the dataset {repo} from the Hub ({first_line(error)}). Check its name; if it "
             "is private or gated, log in with `hf auth login` or set HF_TOKEN."
         ) from error
+
+
+def _has_class_folders(names: Iterable[str]) -> bool:
+    """Return whether the files of a repository lie in class folders, without metadata of `datasets`.
+
+    `datasets` would leave out DICOM files, whose suffix it does not know, and manifest.csv.
+    """
+    paths = [PurePosixPath(name) for name in names]
+    has_metadata = any(path.name in METADATA_FILES for path in paths)
+    return not has_metadata and any(_is_class(part) for path in paths for part in path.parts[:-1])
+
+
+def _is_class(name: str) -> bool:
+    try:
+        label_id(name)
+    except UnknownLabel:
+        return False
+    return True
 
 
 def _from_image_folder(folder: Path) -> Path:
@@ -122,8 +145,8 @@ def _write_once(name: str, load: Callable[[], Mapping[str, Any]]) -> Path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
                 manifest.append((path.relative_to(folder).as_posix(), row.get("source_group")))
-        if all(group is not None for _, group in manifest):
-            with (folder / "manifest.csv").open("w", encoding="utf-8", newline="") as file:
+        if any(group is not None for _, group in manifest):  # the writer leaves the cell of a None empty
+            with (folder / MANIFEST).open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows([("path", "source_group"), *manifest])
         try:
             folder.replace(kept)

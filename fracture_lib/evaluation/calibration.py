@@ -5,6 +5,7 @@ and each part gets what was fitted on the other four. Shapes as in `evaluation.m
 [N, 10].
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -134,5 +135,12 @@ def conformal_sets(probabilities: Floats, labels: Ints, groups: Ints, level: flo
 
 
 def _conformal_threshold(p_true: Floats, level: float) -> float:
-    rank = int(np.floor((len(p_true) + 1) * (1 - level)))  # how many of n + 1 may fall below
-    return float(np.sort(p_true)[rank - 1]) if rank else 0.0
+    """Return the largest threshold that the k highest of `p_true` [N] reach, k = ceil((N + 1) * level).
+
+    With k > N, too few images to promise the level, it is 0. `numpy.quantile` of any method would round
+    k / N again, and may miss the k-th value by one.
+    """
+    n = len(p_true)
+    # 0.1 and its like are not exact: (989 + 1) * (1 - 0.9) is below 99.
+    k = math.ceil(round((n + 1) * level, 9))
+    return float(np.sort(p_true)[n - k]) if k <= n else 0.0

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from fracture_lib.data.dataset import LabelledImages
 from fracture_lib.data.reading import map_images
@@ -17,9 +16,11 @@ from fracture_lib.errors import InvalidData, InvalidImage
 from fracture_lib.evaluation.calibration import cross_fit_masks
 from fracture_lib.evaluation.metrics import mean_with_interval, rounded, wilson
 from fracture_lib.inference.ood import OOD_FOLDER, REFERENCE_EMBEDDINGS, embed, knn_distances
+from fracture_lib.io.files import is_metadata
 from fracture_lib.io.image import LoadedImage, load_image, preprocess
 from fracture_lib.models.functional import Floats
 from fracture_lib.models.report import DetectionRate, OODReport, OODThresholds
+from fracture_lib.models.tensors import write_tensors
 
 __all__ = ["fit_ood_detector"]
 
@@ -69,15 +70,19 @@ def fit_ood_detector(
         },
     )
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({"embeddings": vectors.astype(np.float16)}, folder / REFERENCE_EMBEDDINGS)
+    write_tensors(folder / REFERENCE_EMBEDDINGS, {"embeddings": vectors.astype(np.float16)})
     report.write(folder)
     return report
 
 
 def _list_kinds(root: Path) -> dict[str, list[Path]]:
     """Return the files of each folder in `root`. Raises InvalidData."""
-    folders = [path for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
-    kinds = {folder.name: sorted(path for path in folder.iterdir() if path.is_file()) for folder in folders}
+
+    def contents(folder: Path) -> list[Path]:
+        return [path for path in sorted(folder.iterdir()) if not is_metadata([path.name])]
+
+    folders = [path for path in contents(root) if path.is_dir()] if root.is_dir() else []
+    kinds = {folder.name: [path for path in contents(folder) if path.is_file()] for folder in folders}
     if not kinds:
         raise InvalidData(f"There are no folders of images in {root}. Arrange it as <kind>/image.png.")
     if empty := [kind for kind, paths in kinds.items() if not paths]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fracture_lib.data.dataset import LabelledImages, load_dataset_folder, load_pixels
 from fracture_lib.data.duplicates import near_duplicate_groups
+from fracture_lib.errors import InvalidArgument, InvalidData
 from fracture_lib.evaluation.calibration import conformal_sets, cross_fit_temperature
 from fracture_lib.evaluation.metrics import (
     Ints,
@@ -41,13 +42,24 @@ def evaluate(
     `exclude_duplicates_of`, the name of the split that was trained on, `deduplicated` is a second report,
     on the images without a near-duplicate there; it is None if there is no such image.
 
-    Raises UnknownModel, ModelUnavailable, InvalidModel, InvalidData or UnknownLabel.
+    Raises InvalidArgument if `exclude_duplicates_of` is `split`, UnknownModel, ModelUnavailable,
+    InvalidModel, UnknownLabel, and InvalidData also if the folder lacks a split.
     """
+    if exclude_duplicates_of and exclude_duplicates_of.lower() == (split or "").lower():
+        raise InvalidArgument(
+            f"The images of {split} cannot be compared with themselves. Name the split that was trained on."
+        )
     loaded = read_model(model, runtime)
     images = load_dataset_folder(data, split)
     unique = None
     if exclude_duplicates_of:
-        unique = _has_no_duplicate(images, load_dataset_folder(data, exclude_duplicates_of))
+        others = load_dataset_folder(data, exclude_duplicates_of)
+        if others.split is None:
+            raise InvalidData(
+                f"The dataset has no split folders, so no {exclude_duplicates_of} to compare with. Put the "
+                "images that were trained on into one."
+            )
+        unique = _has_no_duplicate(images, others)
     probabilities = _predict_in_batches(loaded, load_pixels(images))
     report = EvaluationReport(
         model=loaded.name,

@@ -1,38 +1,61 @@
 """Many images: files and ZIP archives in, one result or one error message per image out."""
 
-import csv
-import io
-import stat
-import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+from zipfile import ZipInfo
 
 from fracture_lib.errors import FractureError, InvalidImage
 from fracture_lib.hub import Reference
+from fracture_lib.inference.archives import is_archive, list_members, read_member
 from fracture_lib.inference.pipeline import InferencePipeline
-from fracture_lib.inference.prediction import ComparisonResult
-from fracture_lib.io.image import MAX_BYTES
-from fracture_lib.labels import LABEL2ID
+from fracture_lib.inference.prediction import ComparisonResult, Status
+from fracture_lib.io.files import is_metadata
 from fracture_lib.registry import ALL_MODELS
 
-__all__ = ["MAX_IMAGES", "BatchInput", "BatchRow", "list_inputs", "predict_batch", "to_csv"]
+__all__ = [
+    "MAX_IMAGES",
+    "BatchInput",
+    "BatchInputs",
+    "BatchRow",
+    "RowStatus",
+    "count_left_out",
+    "list_inputs",
+    "predict_batch",
+    "tally",
+]
 
 MAX_IMAGES = 200
-MAX_DIRECTORY = 1_000_000  # bytes of a ZIP's directory, of which zipfile makes one object per file
-MAX_UNPACKED = 1_000_000_000  # bytes of all images of a ZIP
-MAX_RATIO = 200  # a mostly black 16-bit image compresses to a hundredth
-MAX_NAME = 100  # characters of a name that are shown, from its end
+
+RowStatus: TypeAlias = Status | Literal["unreadable"]
+STATUSES: tuple[RowStatus, ...] = ("answered", "rejected", "failed", "unreadable")
 
 
 @dataclass(frozen=True)
 class BatchInput:
     """One image to read: a file, or a member of a ZIP archive."""
 
-    name: str  # to show
+    name: str  # unique in its batch; of a member with its path inside the ZIP
     path: Path
-    member: zipfile.ZipInfo | None = None  # of the ZIP at `path`
+    member: ZipInfo | None = None  # of the ZIP at `path`
+    error: str = ""  # why a ZIP cannot be read
+
+
+@dataclass(frozen=True)
+class BatchInputs:
+    """The images of a batch, and a sentence about the files in ZIP archives that are not images."""
+
+    inputs: tuple[BatchInput, ...]
+    left_out: str = ""
+
+    def __iter__(self) -> Iterator[BatchInput]:
+        return iter(self.inputs)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
 
 
 @dataclass(frozen=True)
@@ -43,74 +66,99 @@ class BatchRow:
     result: ComparisonResult | None  # None for an unreadable image
     error: str = ""  # why it is unreadable
 
+    @property
+    def status(self) -> RowStatus:
+        return self.result.status if self.result else "unreadable"
 
-def list_inputs(paths: Iterable[str | PathLike[str]]) -> list[BatchInput]:
+    @property
+    def reason(self) -> str:
+        """Why the image was not classified at all; empty if it was."""
+        if self.result is None:
+            return self.error
+        return self.result.ood.message if self.result.is_rejected and self.result.ood else ""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The warnings about the image, without `reason`."""
+        return tuple(w for w in self.result.warnings if w != self.reason) if self.result else ()
+
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """The models that failed, and why."""
+        return self.result.failures if self.result else {}
+
+    def to_dict(self, top_k: int | None = None) -> dict[str, Any]:
+        """Return JSON-ready values: those of the result, or the image's name, status and error."""
+        if self.result:
+            return self.result.to_dict(top_k)
+        return {"image": self.name, "status": self.status, "error": self.error}
+
+
+def list_inputs(
+    paths: Iterable[str | PathLike[str]], limit: int | None = MAX_IMAGES, full_paths: bool = False
+) -> BatchInputs:
     """List all images in the files `paths`, including the members of ZIP archives.
 
-    Unpacks nothing yet, and never to disk, so a name with ".." leads nowhere. Raises InvalidImage if
-    there is no image, or too many.
+    A file is taken as an image; of a ZIP's members only those that could be one, and `left_out` counts the
+    others. Unpacks nothing to disk, so a name with ".." leads nowhere. Names are those of the files, with
+    the path inside a ZIP, or with `full_paths` the paths as given; the ZIP's own name is added if there are
+    several, and a number where names would still be equal. Raises InvalidImage if there is no image, or more
+    than `limit`.
     """
+    files = [path for path in map(Path, paths) if full_paths or not is_metadata([path.name])]
+    labels = _number(str(path) if full_paths else path.name for path in files)
+    archives = {path for path in files if is_archive(path)}
     inputs: list[BatchInput] = []
-    for path in map(Path, paths):
-        if zipfile.is_zipfile(path):
-            inputs += [
-                BatchInput(PurePosixPath(m.filename).name[-MAX_NAME:], path, m) for m in _members(path)
-            ]
-        else:
-            inputs.append(BatchInput(path.name, path))
-    if not inputs:
-        raise InvalidImage("Add images or a ZIP first.")
-    if len(inputs) > MAX_IMAGES:
-        raise InvalidImage(f"Too many images ({len(inputs)}); the limit is {MAX_IMAGES}.")
-    return inputs
+    left_out: list[str] = []
+    for path, label in zip(files, labels, strict=True):
+        if path not in archives:
+            inputs.append(BatchInput(label, path))
+            continue
+        try:
+            members, n_left_out = list_members(path)
+        except InvalidImage as error:
+            inputs.append(BatchInput(label, path, error=str(error)))
+            continue
+        folder = f"{label}/" if full_paths or len(archives) > 1 else ""
+        inputs += [BatchInput(folder + member.name, path, member.info) for member in members]
+        left_out += [count_left_out(n_left_out, label)] if n_left_out else []
+    if all(item.error for item in inputs):
+        raise InvalidImage(_describe_nothing(files, [item.error for item in inputs], left_out))
+    if limit is not None and len(inputs) > limit:
+        raise InvalidImage(f"Too many images ({len(inputs)}); the limit is {limit}. Send fewer at once.")
+    names = _number(item.name for item in inputs)
+    return BatchInputs(
+        tuple(replace(item, name=name) for item, name in zip(inputs, names, strict=True)), " ".join(left_out)
+    )
 
 
-class _BoundedFile(io.FileIO):
-    """A file that rejects a single huge read, which is how zipfile reads a ZIP's directory."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > MAX_DIRECTORY:
-            raise InvalidImage("The ZIP lists too many files or is damaged. Pack only the images.")
-        return super().read(size) or b""
-
-
-def _members(path: Path) -> list[zipfile.ZipInfo]:
-    try:
-        with _BoundedFile(path) as file, zipfile.ZipFile(file) as archive:
-            members = [info for info in archive.infolist() if not info.is_dir()]
-    except InvalidImage:
-        raise
-    except Exception as error:  # zipfile raises many types on a damaged directory
-        raise InvalidImage(f"The ZIP {path.name} is damaged. Pack it again.") from error
-    if sum(info.file_size for info in members) > MAX_UNPACKED:
-        raise InvalidImage(
-            f"The ZIP {path.name} unpacks to more than {MAX_UNPACKED // 10**9} GB. Send fewer images at once."
-        )
-    return [m for m in members if not any(map(_is_metadata, PurePosixPath(m.filename).parts))]
+def _number(names: Iterable[str]) -> list[str]:
+    """Return names that differ: "x.png", "x.png (2)"."""
+    taken: dict[str, None] = {}
+    counts: Counter[str] = Counter()
+    for name in names:
+        numbered = name
+        while numbered in taken:
+            counts[name] += 1
+            numbered = f"{name} ({counts[name] + 1})"
+        taken[numbered] = None
+    return list(taken)
 
 
-def _is_metadata(part: str) -> bool:
-    """Return whether a file or folder is one that macOS and others add to archives."""
-    return part == "__MACOSX" or (part.startswith(".") and part != "..")
+def _describe_nothing(files: Sequence[Path], errors: Sequence[str], left_out: Sequence[str]) -> str:
+    """Return why there is no image to classify, and what to do."""
+    if not files:
+        return "Add images or a ZIP first."
+    if errors:
+        return " ".join(errors)
+    return " ".join(["There is no image in the ZIP.", *left_out])
 
 
-def _read_member(path: Path, info: zipfile.ZipInfo) -> bytes:
-    if info.flag_bits & 1:
-        raise InvalidImage("The file is encrypted. Pack the ZIP without a password.")
-    if stat.S_ISLNK(info.external_attr >> 16):
-        raise InvalidImage("This is a link to a file. Pack the image itself.")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise InvalidImage("The compression method is not supported. Pack the ZIP with Deflate.")
-    if info.file_size > min(MAX_BYTES, MAX_RATIO * max(info.compress_size, 1000)):
-        raise InvalidImage("The file unpacks to too much. Upload it on its own.")
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(info) as file:
-            data = file.read(MAX_BYTES + 1)  # bounded, as the sizes in the header may be false
-    except Exception as error:  # zipfile's and zlib's errors share no base
-        raise InvalidImage("The file cannot be unpacked. Pack the ZIP again.") from error
-    if zipfile.is_zipfile(io.BytesIO(data)):
-        raise InvalidImage("This is a ZIP inside a ZIP. Unpack it first.")
-    return data
+def count_left_out(n: int, place: str) -> str:
+    """Return the sentence about `n` files that are not images."""
+    if n == 1:
+        return f"1 file in {place} is not an image and was left out."
+    return f"{n} files in {place} are not images and were left out."
 
 
 def predict_batch(
@@ -122,31 +170,18 @@ def predict_batch(
     """Yield a BatchRow for each of the inputs, in order; an unreadable image does not stop the others."""
     for item in inputs:
         try:
-            source = item.path if item.member is None else _read_member(item.path, item.member)
+            if item.error:
+                raise InvalidImage(item.error)
+            source = item.path if item.member is None else read_member(item.path, item.member)
             result = pipeline.predict(source, models, item.name, skip_ood_check)
             yield BatchRow(item.name, result)
         except FractureError as error:
             yield BatchRow(item.name, None, str(error))
 
 
-def to_csv(rows: Iterable[BatchRow]) -> str:
-    """Return CSV text: one line per image and model, with all ten probabilities."""
-    file = io.StringIO()
-    writer = csv.writer(file)
-    writer.writerow(["image", "model", "label", *LABEL2ID, "summary", "warnings"])
-    for row in rows:
-        name = _escape_formula(row.name)
-        warnings = " ".join(row.result.warnings) if row.result else row.error
-        if not (row.result and row.result.predictions):
-            writer.writerow([name, "", "", *[""] * len(LABEL2ID), "", warnings])
-            continue
-        for p in row.result.predictions.values():
-            by_label = {s.label: f"{s.probability:.4f}" for s in p.scores}
-            columns = [by_label[label] for label in LABEL2ID]
-            writer.writerow([name, p.model, p.label, *columns, row.result.summary, warnings])
-    return file.getvalue()
-
-
-def _escape_formula(name: str) -> str:
-    """Return a file name that a spreadsheet does not take for a formula."""
-    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
+def tally(statuses: Iterable[RowStatus]) -> str:
+    """Return "12 images: 9 answered, 2 rejected, 1 unreadable."; the counts add up."""
+    counts = Counter(statuses)
+    n = counts.total()
+    parts = [f"{counts[s]} {s}" for s in STATUSES if counts[s] or s == "answered"]
+    return f"{n} image{'s' * (n != 1)}: {', '.join(parts)}."

@@ -1,12 +1,13 @@
 """`load_model` returns a Classifier: the library's front door."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, MappingView, Sequence, Set
 from dataclasses import replace
 from typing import SupportsIndex, cast, overload
 
 import numpy as np
 
-from fracture_lib.errors import ModelUnavailable
+from fracture_lib.errors import InvalidArgument, ModelUnavailable
 from fracture_lib.hub import ModelSource, Reference, Runtime
 from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.inference.prediction import Prediction, check_top_k
@@ -65,7 +66,7 @@ class Classifier:
 
         An image is anything that `load_image` takes. One that does not look like a bone X-ray is
         classified too: check `Prediction.ood` and `.warnings`. Raises InvalidImage, InvalidArgument if
-        `top_k` is not in 1..10, and ModelUnavailable.
+        `top_k` is not in 1..10 or `images` is another collection, and ModelUnavailable.
         """
         k = check_top_k(top_k)
         predictions = [self._predict_one(image, k) for image in _as_list(images)]
@@ -81,7 +82,8 @@ class Classifier:
     def predict_proba(self, images: ImageSource | Sequence[ImageSource]) -> Floats:
         """Return calibrated probabilities [N, 10] for one image (N = 1) or a list or tuple of N images.
 
-        Does not check whether an image looks like an X-ray. Raises InvalidImage and ModelUnavailable.
+        Does not check whether an image looks like an X-ray. Raises InvalidImage, ModelUnavailable, and
+        InvalidArgument if `images` is another collection.
         """
         pixels = [preprocess(image)[None, None] for image in _as_list(images)]
         if not pixels:
@@ -90,7 +92,13 @@ class Classifier:
 
 
 def _as_list(images: ImageSource | Sequence[ImageSource]) -> Sequence[ImageSource]:
-    return images if isinstance(images, list | tuple) else [cast(ImageSource, images)]
+    if isinstance(images, list | tuple):
+        return images
+    # A file is an iterator, too.
+    if isinstance(images, Iterator | Set | Mapping | MappingView | deque) and not hasattr(images, "read"):
+        kind = type(images).__name__
+        raise InvalidArgument(f"images is a {kind}; pass one image, or a list or tuple of images.")
+    return [cast(ImageSource, images)]
 
 
 def load_model(reference: Reference, runtime: Runtime = "onnx") -> Classifier:

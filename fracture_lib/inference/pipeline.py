@@ -3,8 +3,9 @@
 The page, its API, the batch, the command line and `Classifier` all predict through an InferencePipeline.
 """
 
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from os import PathLike
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fracture_lib.errors import FractureError, InvalidImage, ModelUnavailable, UnknownModel
+from fracture_lib.errors import FractureError, InvalidArgument, InvalidImage, ModelUnavailable, UnknownModel
 from fracture_lib.hub import BUNDLE, Reference, Runtime
 from fracture_lib.inference.ood import OODResult, detect_ood
 from fracture_lib.inference.prediction import ComparisonResult, to_prediction
@@ -24,6 +25,8 @@ from fracture_lib.models.model import BaseModel, EnsembleModel, ModelOutput, rea
 from fracture_lib.registry import ALL_MODELS, ENSEMBLE, ENSEMBLE_MEMBERS
 
 __all__ = ["InferencePipeline", "check_ood", "compare"]
+
+logger = logging.getLogger(__name__)
 
 OOD_BACKBONE = "resnet50"
 PREVIEW_SIDE = 640  # pixels; large enough to show
@@ -42,13 +45,14 @@ class InferencePipeline:
         """Return a model by name, or by any other reference that `read_model` takes. Raises FractureError."""
         with self._locks.setdefault(reference, Lock()):  # setdefault is atomic
             if reference not in self._models:
-                if reference == ENSEMBLE:
-                    self._models[reference] = EnsembleModel(
-                        {name: self.get_model(name) for name in ENSEMBLE_MEMBERS}
-                    )
-                else:
-                    self._models[reference] = read_model(reference, self.runtime)
+                with _only_fracture_errors(reference, "load"):
+                    self._models[reference] = self._read_model(reference)
             return self._models[reference]
+
+    def _read_model(self, reference: Reference) -> BaseModel:
+        if reference != ENSEMBLE:
+            return read_model(reference, self.runtime)
+        return EnsembleModel({name: self.get_model(name) for name in ENSEMBLE_MEMBERS})
 
     def ood_backbone(self) -> BaseModel:
         """Return the bundled ResNet50, whose features the out-of-distribution thresholds were fitted to.
@@ -68,9 +72,12 @@ class InferencePipeline:
 
         A model that fails to load is reported when it is used.
         """
-        with suppress(FractureError):
+        try:
             self.predict(np.eye(INPUT_SIZE), name="warm-up", skip_ood_check=True)
-        self.ready = True
+        except Exception as error:  # whatever happened, the page must not wait for it
+            logger.error("Warming up failed: %s", error)
+        finally:
+            self.ready = True
 
     def predict(
         self,
@@ -84,9 +91,11 @@ class InferencePipeline:
         `name` is shown for the image; the default is its file name. An out-of-distribution image gets
         no predictions unless `skip_ood_check`. A model that fails is listed in `failures` and the others
         still answer; if out-of-distribution detection fails, a warning says so. Raises InvalidImage, also
-        when memory runs out, and UnknownModel.
+        when memory runs out, UnknownModel, and InvalidArgument if `models` is empty.
         """
         references = (models,) if isinstance(models, str | Path) else tuple(models)
+        if not references:
+            raise InvalidArgument(f"There is no model. Choose from {', '.join(ALL_MODELS)}.")
         members = ENSEMBLE_MEMBERS if ENSEMBLE in references else ()
         loaded, failures = self._load(r for r in (*members, *references) if r != ENSEMBLE)
         image, preview, pixels, content_box = _read(source)
@@ -96,13 +105,15 @@ class InferencePipeline:
         if skip_ood_check or not (ood and ood.is_ood):
             for reference, model in loaded.items():
                 try:
-                    output = outputs.get(model) or model.forward(pixels[None, None])
+                    with _only_fracture_errors(reference, "run"):
+                        output = outputs.get(model) or model.forward(pixels[None, None])
                     results[reference] = model, output
                 except FractureError as error:
                     failures[reference] = str(error)
             if ENSEMBLE in references:
                 try:
-                    results[ENSEMBLE] = self._combine(results)
+                    with _only_fracture_errors(ENSEMBLE, "run"):
+                        results[ENSEMBLE] = self._combine(results)
                 except FractureError as error:
                     failures[ENSEMBLE] = str(error)
         return ComparisonResult(
@@ -118,6 +129,7 @@ class InferencePipeline:
                 if r in results
             },
             failures={str(r): failures[r] for r in references if r in failures},
+            skip_ood_check=skip_ood_check,
         )
 
     def check_ood(self, source: ImageSource) -> OODResult:
@@ -128,11 +140,12 @@ class InferencePipeline:
     def _detect_ood(
         self, image: LoadedImage, pixels: NDArray[np.float32]
     ) -> tuple[OODResult, BaseModel, ModelOutput]:
-        """Return the result and, for reuse, the backbone and its output."""
-        backbone = self.ood_backbone()
-        output = backbone.forward(pixels[None, None])
-        assert output.features is not None  # only an ensemble has none
-        return detect_ood(image, output.features[0]), backbone, output
+        """Return the result and, for reuse, the backbone and its output. Raises FractureError."""
+        with _only_fracture_errors("The out-of-distribution check", "run"):
+            backbone = self.ood_backbone()
+            output = backbone.forward(pixels[None, None])
+            assert output.features is not None  # only an ensemble has none
+            return detect_ood(image, output.features[0]), backbone, output
 
     def _try_detect_ood(
         self, image: LoadedImage, pixels: NDArray[np.float32]
@@ -170,6 +183,19 @@ class InferencePipeline:
         return ensemble, ensemble.combine({name: results[name][1] for name in ENSEMBLE_MEMBERS})
 
 
+@contextmanager
+def _only_fracture_errors(name: Reference, action: str) -> Iterator[None]:
+    """Turn any other exception into ModelUnavailable, so that one model's fault does not stop the others."""
+    try:
+        yield
+    except FractureError:
+        raise
+    except Exception as error:
+        logger.error("%s failed to %s: %r", name, action, error)
+        reason = "not enough memory" if isinstance(error, MemoryError) else type(error).__name__
+        raise ModelUnavailable(f"{name} failed to {action} ({reason}). Try again, or report it.") from error
+
+
 _backbone_lock = Lock()
 
 
@@ -188,7 +214,7 @@ def compare(
 ) -> ComparisonResult:
     """Classify one image with several models: `InferencePipeline.predict` on a shared pipeline.
 
-    The models stay loaded for the next call. Raises InvalidImage and UnknownModel.
+    The models stay loaded for the next call. Raises InvalidImage, UnknownModel and InvalidArgument.
     """
     return _shared_pipeline().predict(image, models, skip_ood_check=skip_ood_check)
 

@@ -2,25 +2,32 @@
 
 import operator
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, SupportsIndex
+from typing import Any, Literal, SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from fracture_lib.errors import InvalidArgument
-from fracture_lib.hub import ModelSource, Runtime
+from fracture_lib.hub import ModelSource, Reference, Runtime
 from fracture_lib.inference.ood import OODResult
 from fracture_lib.labels import CLASSES, ID2LABEL
 from fracture_lib.models.model import ModelInfo, ModelOutput
 from fracture_lib.registry import ENSEMBLE
 
-__all__ = ["ComparisonResult", "Prediction", "Score", "check_top_k", "summarize", "to_prediction"]
+__all__ = ["ComparisonResult", "Prediction", "Score", "Status", "check_top_k", "summarize", "to_prediction"]
 
 # Calibrated probabilities of the top class. Above one half it is more likely right than wrong.
 CONFIDENT, LOW_CONFIDENCE = 0.5, 0.25
+# A hit rate is stated if it fits a bin of the report's calibration, of which there are 15 equal ones.
+N_BINS = 15
+MIN_BIN_SIZE = 20  # images; the interval of fewer would fit nearly any rate
+MAX_GAP = 0.1  # between the rate and the bin's accuracy
+
+# At least one model answered; the image was out of distribution and not classified; no model answered.
+Status: TypeAlias = Literal["answered", "rejected", "failed"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,8 @@ class Prediction:
         return {
             "model": self.model,
             "scores": [{"label": s.label, "probability": s.probability} for s in self.scores[:top_k]],
+            "is_ood": self.ood.is_ood if self.ood else None,  # None: it could not be checked
+            "warnings": list(self.warnings),
             "source": str(self.source),
             "runtime": self.runtime,
             "milliseconds": round(self.milliseconds, 2),
@@ -92,16 +101,23 @@ class ComparisonResult:
     ood: OODResult | None  # None if it could not be checked
     predictions: Mapping[str, Prediction]  # all ten classes each; empty for a rejected image
     failures: Mapping[str, str]  # models that failed, and why
+    skip_ood_check: bool = False  # whether it was to be classified even if out of distribution
 
     @property
     def top_prediction(self) -> Prediction | None:
-        """The ensemble's prediction, or that of the first model if it has none."""
-        return self.predictions.get(ENSEMBLE) or next(iter(self.predictions.values()), None)
+        """The ensemble's prediction, or else that of the model with the highest measured accuracy."""
+        return _headline(self.predictions)
 
     @property
     def is_rejected(self) -> bool:
         """Whether the image was out of distribution and therefore not classified."""
-        return self.ood is not None and self.ood.is_ood and not self.predictions
+        return self.status == "rejected"
+
+    @property
+    def status(self) -> Status:
+        if self.predictions:
+            return "answered"
+        return "rejected" if self.ood and self.ood.is_ood and not self.skip_ood_check else "failed"
 
     @property
     def summary(self) -> str:
@@ -111,6 +127,7 @@ class ComparisonResult:
         """Return JSON-ready values: at most `top_k` scores per model, no images."""
         return {
             "image": self.name,
+            "status": self.status,
             "is_ood": self.ood.is_ood if self.ood else None,  # None: it could not be checked
             "warnings": list(self.warnings),
             "predictions": [p.to_dict(top_k) for p in self.predictions.values()],
@@ -140,27 +157,76 @@ def to_prediction(
     return Prediction(info, scores, output.milliseconds, warnings, ood, output.cam[0])
 
 
-def summarize(result: ComparisonResult) -> str:
-    """Return one or two sentences: how confident the answer is and whether the models agree."""
-    top = result.top_prediction
+def summarize(result: ComparisonResult, models: Iterable[Reference] | None = None) -> str:
+    """Return one or two sentences: how confident the answer is and whether the models agree.
+
+    They are about the answers of `models` alone, by default all of the result; empty if there is none.
+    """
+    names = result.predictions if models is None else map(str, models)
+    shown = {name: result.predictions[name] for name in names if name in result.predictions}
+    top = _headline(shown)
     if top is None:
         return ""
-    label, percent = top.label, f"{top.probability:.0%}".replace("%", " %")
-    if top.probability >= CONFIDENT:
-        tenths = round(10 * top.probability)
-        confidence = (
-            f"Most likely {label} ({percent}): about {tenths} in 10 such answers were right in testing."
-        )
-    elif top.probability >= LOW_CONFIDENCE:
-        confidence = f"Uncertain: {label} is most likely ({percent})."
-    else:
-        confidence = f"Low confidence: {label} is the top guess ({percent})."
-    labels = [p.label for name, p in result.predictions.items() if name != ENSEMBLE]
-    if len(labels) < 2:
-        return confidence
-    majority, votes = Counter(labels).most_common(1)[0]
-    if votes == len(labels):
-        return f"All {len(labels)} models agree on {majority}. {confidence}"
-    if votes == 1:
-        return f"The models disagree. {confidence}"
-    return f"{votes} of {len(labels)} models agree on {majority}. {confidence}"
+    percent = f"{100 * top.probability:.0f} %"
+    if len(shown) > 1 and ENSEMBLE not in shown:
+        percent += f" according to {top.info.title}"
+    labels = [prediction.label for name, prediction in shown.items() if name != ENSEMBLE]
+    return f"{_confidence(top, percent, result.ood)} {_agreement(top.label, labels)}".rstrip()
+
+
+def _headline(predictions: Mapping[str, Prediction]) -> Prediction | None:
+    """Return the ensemble's prediction, or else that of the model with the highest measured accuracy.
+
+    Not the most confident one: picked that way, a probability is no longer calibrated.
+    """
+    best = max(predictions.values(), key=lambda p: p.info.accuracy.value or 0, default=None)
+    return predictions.get(ENSEMBLE) or best
+
+
+def _confidence(top: Prediction, percent: str, ood: OODResult | None) -> str:
+    if ood and ood.is_ood:
+        return f"{top.label} is the top guess ({percent}), but the models were not tested on such images."
+    if top.probability < LOW_CONFIDENCE:
+        return f"Low confidence: {top.label} is the top guess ({percent})."
+    if top.probability < CONFIDENT:
+        return f"Uncertain: {top.label} is most likely ({percent})."
+    tenths = round(10 * top.probability)
+    if ood is None or not _is_hit_rate(tenths / 10, top):
+        return f"Most likely {top.label} ({percent})."
+    return f"Most likely {top.label} ({percent}): about {tenths} in 10 such answers were right in testing."
+
+
+def _is_hit_rate(rate: float, prediction: Prediction) -> bool:
+    """Return whether a rate fits the measured accuracy of the model's answers that were as confident."""
+    return any(
+        b.n >= MIN_BIN_SIZE and b.low <= rate <= b.high and abs(b.accuracy - rate) <= MAX_GAP
+        for b in prediction.info.calibration
+        if _bin_number(b.confidence) == _bin_number(prediction.probability)
+    )
+
+
+def _bin_number(confidence: float) -> int:
+    return min(int(N_BINS * confidence), N_BINS - 1)
+
+
+def _agreement(label: str, labels: Sequence[str]) -> str:
+    """Return a sentence on how many of the models, which name `labels`, name `label` or another class."""
+    n, votes = len(labels), Counter(labels)
+    if n < 2:
+        return ""
+    own = votes.pop(label, 0)
+    (other, most), *rest = [*votes.most_common(), ("", 0)]
+    if own > most:
+        return f"{_count(own, n)} agree."
+    if most == n:
+        return f"However, {_count(n, n).lower()} name {other}."
+    if most > max(own, 1) and all(count < most for _, count in rest):
+        return f"The models disagree: {most} of {n} name {other}."
+    return "The models disagree."
+
+
+def _count(part: int, n: int) -> str:
+    """Return a number of n models: "Both models", "All 3 models" or "2 of 3 models"."""
+    if part < n:
+        return f"{part} of {n} models"
+    return "Both models" if n == 2 else f"All {n} models"

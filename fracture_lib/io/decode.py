@@ -1,24 +1,29 @@
-"""Decode image files with Pillow, within limits: bytes -> open_image -> to_plain_channels."""
+"""Decode image files, within limits: bytes -> decode_file; Pillow images -> to_plain_channels."""
 
-import io
-from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import TiffImagePlugin as tiff_tags
 
 from fracture_lib.errors import InvalidImage
-from fracture_lib.io.limits import MAX_PIXELS, check_image_size, too_large
+from fracture_lib.io import jpeg, png, tiff
+from fracture_lib.io.limits import MAX_PIXELS, BoundedFile, check_image_size, too_large
+from fracture_lib.io.orientation import exif_transpose
+from fracture_lib.io.signatures import find_kind, has_signature_of_format
 
-__all__ = ["FORMATS", "MAX_EXIF", "open_image", "to_plain_channels"]
+__all__ = ["FORMATS", "DecodedImage", "decode_file", "to_plain_channels"]
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
 
 MAX_GIF = 2 * 2**20  # bytes: Pillow's time grows with the square of a comment's length
-MAX_READS = 50_000  # for one file: a PNG of 64 MB in chunks of the usual size needs 25,000
-MAX_EXIF = 65_535  # bytes, the most that one segment of a JPEG can hold
-TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF tags
 
-_EXIF_HEADER = b"Exif\0\0"
 _DAMAGED = "The file is damaged or incomplete. Export or upload it again."
+_SEVERAL_FRAMES = "The file has several frames; only the first one is used."
+_LOW_BYTES_DROPPED = "Pillow keeps 8 of the 16 bits per channel; pass the file's path to use all of them."
 
 # Modes whose values are not plain gray or RGB, with or without alpha -> the mode to convert them to.
 _PLAIN_MODES = {
@@ -34,82 +39,146 @@ _PLAIN_MODES = {
 }
 
 
-class _BoundedFile(io.BytesIO):
-    """A file in memory that allows a limited number of reads and of bytes.
+@dataclass(frozen=True, eq=False)
+class DecodedImage:
+    """An upright image with plain channels: gray or RGB, with or without alpha."""
 
-    A few MB can hold millions of empty chunks, or thousands of tags that all point to the same MB.
+    values: NDArray[Any] | Image.Image
+    warnings: tuple[str, ...] = ()
+
+
+def decode_file(data: bytes) -> DecodedImage:
+    """Decode the image in a file's bytes: the largest page of a TIFF, or else the first frame.
+
+    Keeps all bits of each value. Raises InvalidImage, if the image is too large before any pixel is decoded.
     """
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(data)
-        self.reads_left = MAX_READS
-        self.bytes_left = 4 * len(data) + 1_000_000
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        chunk = super().read(size)
-        self.reads_left -= 1
-        self.bytes_left -= len(chunk)
-        if self.reads_left < 0 or self.bytes_left < 0:
-            raise InvalidImage("The file has too many parts. Save the image as a new PNG.")
-        return chunk
-
-
-def open_image(data: bytes) -> Image.Image:
-    """Return the image in a file's bytes, its pixels not yet decoded. Raises InvalidImage."""
     if data.startswith(b"GIF8") and len(data) > MAX_GIF:
         raise InvalidImage(f"The GIF is too large; the limit is {MAX_GIF // 2**20} MB. Save it as PNG.")
     try:
-        return Image.open(_BoundedFile(_with_one_exif_segment(data)), formats=FORMATS)
+        if tiff.is_tiff(data):
+            return _decode_tiff(data)
+        if data.startswith(png.SIGNATURE):
+            return _decode_png(data)
+        with _open(jpeg.with_one_exif_segment(data)) as image:
+            warnings = _frame_warnings(image)
+            return DecodedImage(_load_plain(image), warnings)
     except (InvalidImage, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise too_large("The image is too large") from error
     except UnidentifiedImageError as error:
-        raise _unsupported(data) from error
-    except Exception as error:  # Pillow raises many types on damaged headers
-        raise InvalidImage(_DAMAGED) from error
+        raise _unreadable(data) from error
+    except Exception as error:  # Pillow raises many types on damaged files
+        if data.startswith(jpeg.START) and (complete := _decode_jpeg_without_end(data)):
+            return DecodedImage(complete)
+        raise _unreadable(data) from error
 
 
-def _with_one_exif_segment(data: bytes) -> bytes:
-    """Rename all EXIF segments of a JPEG but the first: Pillow would join them to more than MAX_EXIF."""
-    if not data.startswith(b"\xff\xd8") or data.count(_EXIF_HEADER) < 2:
-        return data
-    end = data.index(_EXIF_HEADER) + len(_EXIF_HEADER)
-    return data[:end] + data[end:].replace(_EXIF_HEADER, _EXIF_HEADER.lower())
-
-
-def _unsupported(data: bytes) -> InvalidImage:
-    if b"<svg" in data[:4096].lower():
-        return InvalidImage("SVG files are not supported. Save the image as PNG.")
-    return InvalidImage(f"Unsupported file. Use DICOM, {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
-
-
-def to_plain_channels(image: Image.Image) -> Image.Image:
-    """Decode an image, turn it upright and convert it to gray or RGB, with or without alpha.
+def to_plain_channels(image: Image.Image) -> DecodedImage:
+    """Decode the current frame of a Pillow image, turn it upright and convert it to gray or RGB.
 
     Raises InvalidImage, if the image is too large before any pixel is decoded.
     """
     try:
-        _check_before_decoding(image)
-        image.load()  # before the EXIF is read, which may follow a PNG's pixels
-        if max(len(image.info.get(key, "")) for key in ("exif", "Raw profile type exif")) <= MAX_EXIF:
-            image = ImageOps.exif_transpose(image)
-        return image.convert(_PLAIN_MODES[image.mode]) if image.mode in _PLAIN_MODES else image
+        warnings = _frame_warnings(image) + _depth_warnings(image)
+        white_is_zero = _is_white_zero(image)
+        plain = _load_plain(image)
+        return DecodedImage(_inverted(plain) if white_is_zero else plain, warnings)
     except (InvalidImage, MemoryError):
         raise
     except Exception as error:  # Pillow raises many types on damaged data
         raise InvalidImage(_DAMAGED) from error
 
 
-def _check_before_decoding(image: Image.Image) -> None:
+def _open(data: bytes) -> ImageFile.ImageFile:
+    """Open a file in memory without decoding it."""
+    return Image.open(BoundedFile(data), formats=FORMATS)
+
+
+def _load_plain(image: Image.Image) -> Image.Image:
     check_image_size(*image.size)
-    tags: Mapping[int, int] = getattr(image, "tag_v2", {})
+    tags = getattr(image, "tag_v2", {})
     # Pillow decodes the whole of a tile, however little of it belongs to the image.
-    if tags.get(TILE_WIDTH, 0) * tags.get(TILE_LENGTH, 0) > MAX_PIXELS:
+    if tags.get(tiff_tags.TILEWIDTH, 0) * tags.get(tiff_tags.TILELENGTH, 0) > MAX_PIXELS:
         raise too_large("A tile of the TIFF is too large")
-    # A camera's MPO file is a JPEG followed by previews: its first frame is the image. `is_animated`
-    # is cheap; `n_frames` would read all frames.
-    if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise InvalidImage("The file has several frames. Save one of them as a still PNG.")
     if image.mode == "CMYK":
         raise InvalidImage("The image is in CMYK (print colours). Save it as greyscale or RGB.")
+    image.load()  # before the EXIF is read, which may follow a PNG's pixels
+    image = exif_transpose(image)
+    return image.convert(_PLAIN_MODES[image.mode]) if image.mode in _PLAIN_MODES else image
+
+
+def _frame_warnings(image: Image.Image) -> tuple[str, ...]:
+    # A camera's MPO file is a JPEG followed by previews: its first frame is the image. `is_animated`
+    # is cheap; `n_frames` would read all frames.
+    try:
+        animated = getattr(image, "is_animated", False) and image.format != "MPO"
+    except Exception:  # Pillow raises many types on a damaged second frame; the first is not affected
+        return ()
+    return (_SEVERAL_FRAMES,) if animated and image.tell() == 0 else ()
+
+
+def _depth_warnings(image: Image.Image) -> tuple[str, ...]:
+    # Known until the image is decoded: Pillow then has the high bytes only.
+    tiles = getattr(image, "tile", ())
+    drops_bytes = image.mode in ("RGB", "RGBA") and any(";16" in str(tile.args) for tile in tiles)
+    return (_LOW_BYTES_DROPPED,) if drops_bytes else ()
+
+
+def _decode_png(data: bytes) -> DecodedImage:
+    pixels_only, n_frames = png.without_metadata(data)
+    warnings = (_SEVERAL_FRAMES,) if n_frames > 1 else ()
+    with _open(pixels_only) as image:
+        check_image_size(*image.size)
+        if not png.has_deep_color(image):
+            return DecodedImage(_load_plain(image), warnings)
+    return DecodedImage(png.decode_deep(partial(_open, pixels_only)), warnings)
+
+
+def _decode_tiff(data: bytes) -> DecodedImage:
+    pages = tiff.read_pages(data)
+    page, warnings = tiff.select_page(pages)
+    check_image_size(*page.size)
+    samples = tiff.decode_samples(data, page)
+    if samples is not None:
+        return DecodedImage(samples, warnings)
+    try:
+        image = _open(tiff.with_first_page(data, page))
+    except UnidentifiedImageError as error:
+        raise tiff.unsupported(page) from error
+    with image:
+        return DecodedImage(_load_plain(image), warnings)
+
+
+def _is_white_zero(image: Image.Image) -> bool:
+    """Return whether Pillow opened a TIFF whose white is 0 and leaves it a negative."""
+    tags = getattr(image, "tag_v2", {})
+    return tags.get(tiff_tags.PHOTOMETRIC_INTERPRETATION, 1) == 0 and image.mode in ("I;16", "F")
+
+
+def _inverted(image: Image.Image) -> NDArray[Any]:
+    values = np.asarray(image)
+    return -values if values.dtype.kind == "f" else ~values
+
+
+def _decode_jpeg_without_end(data: bytes) -> Image.Image | None:
+    def decode(complete: bytes) -> Image.Image:
+        with _open(jpeg.with_one_exif_segment(complete)) as image:
+            return _load_plain(image)
+
+    try:
+        return jpeg.decode_without_end(data, decode)
+    except MemoryError:
+        raise
+    except Exception:  # Pillow raises many types on damaged files
+        return None
+
+
+def _unreadable(data: bytes) -> InvalidImage:
+    if data.startswith(jpeg.START) and (kind := jpeg.unsupported_kind(data)):
+        return InvalidImage(f"{kind} is not supported. Save it as PNG.")
+    if has_signature_of_format(data):
+        return InvalidImage(_DAMAGED)
+    kind = find_kind(data)
+    formats = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+    return InvalidImage(f"Unsupported file{f' ({kind})' if kind else ''}. Use DICOM, {formats}.")

@@ -1,6 +1,6 @@
 """Read DICOM files: the pixels as a viewer would show them, and nothing about the patient.
 
-    bytes -> _parse: ELEMENTS only -> decode: stored values -> to_displayed: values as displayed
+    bytes -> _parse: ELEMENTS only -> decode: stored values of one frame -> to_displayed: as displayed
 
 Elements that identify a person are not in ELEMENTS and are skipped. Section numbers are of the DICOM
 standard, PS3.
@@ -13,12 +13,13 @@ import re
 import warnings
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from fracture_lib.errors import InvalidImage
-from fracture_lib.io.dicom_decode import DAMAGED, decode, number_of_frames
+from fracture_lib.io.dicom_decode import DAMAGED, decode
 from fracture_lib.io.dicom_display import DisplayedImage, to_displayed
+from fracture_lib.io.dicom_frames import is_encapsulated
 from fracture_lib.io.limits import MAX_BYTES, MAX_PIXELS, check_file_size
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DatasetLike", "DicomImage", "encode_dataset", "is_dicom", "read_dicom"]
 
-# The only elements that are read.
+# The only elements that are read, with OVERLAY_ELEMENTS.
 ELEMENTS = (
+    "SOPClassUID",
     "Modality",
     "SamplesPerPixel",
     "PhotometricInterpretation",
@@ -40,12 +42,35 @@ ELEMENTS = (
     "Columns",
     "BitsAllocated",
     "BitsStored",
+    "HighBit",
     "PixelRepresentation",
     "WindowCenter",
     "WindowWidth",
     "RescaleIntercept",
     "RescaleSlope",
     "VOILUTFunction",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "FloatPixelPaddingValue",
+    "FloatPixelPaddingRangeLimit",
+    "DoubleFloatPixelPaddingValue",
+    "DoubleFloatPixelPaddingRangeLimit",
+    "ShutterShape",
+    "ShutterLeftVerticalEdge",
+    "ShutterRightVerticalEdge",
+    "ShutterUpperHorizontalEdge",
+    "ShutterLowerHorizontalEdge",
+    "CenterOfCircularShutter",
+    "RadiusOfCircularShutter",
+    "VerticesOfThePolygonalShutter",
+    "PixelAspectRatio",
+    "PixelSpacing",
+    "ImagerPixelSpacing",
+    "NominalScannedPixelSpacing",
+    "PresentationIntentType",
+    "PixelIntensityRelationshipSign",
+    "PresentationLUTShape",
+    "SegmentedRedPaletteColorLookupTableData",
     "RedPaletteColorLookupTableDescriptor",
     "GreenPaletteColorLookupTableDescriptor",
     "BluePaletteColorLookupTableDescriptor",
@@ -56,7 +81,22 @@ ELEMENTS = (
     "VOILUTSequence",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
+    "FloatPixelData",
+    "DoubleFloatPixelData",
     "PixelData",
+)
+OVERLAY_ELEMENTS = tuple(
+    group << 16 | element
+    for group in range(0x6000, 0x6020, 2)
+    for element in (0x0100, 0x0102)  # Overlay Bits Allocated, Overlay Bit Position
+)
+
+# The functional groups of a frame that say how it is displayed (PS3.3 C.7.6.16.2).
+FRAME_MACROS = (
+    "PixelValueTransformationSequence",
+    "FrameVOILUTSequence",
+    "PixelMeasuresSequence",
+    "FrameDisplayShutterSequence",
 )
 
 # The terms of PS3.3 C.7.3.1.1.1 for images; any other text could be about the patient.
@@ -65,9 +105,19 @@ MODALITIES = (
     *("OT", "PT", "PX", "RF", "RG", "RTIMAGE", "SM", "TG", "US", "XA", "XC"),
 )
 
-MAX_INFLATED = 4 * MAX_PIXELS  # bytes of a deflated data set
+# What files without an image hold, by how their SOP class begins (PS3.4 B.5, PS3.3 F.1 for DICOMDIR).
+OTHER_OBJECTS = {
+    "1.2.840.10008.1.3.10": "a DICOMDIR, the index of a disc",
+    "1.2.840.10008.5.1.4.1.1.88.": "a structured report",
+    "1.2.840.10008.5.1.4.1.1.104.": "a document, such as a PDF",
+    "1.2.840.10008.5.1.4.1.1.11.": "a presentation state, which only says how to display an image",
+    "1.2.840.10008.5.1.4.1.1.9.": "a waveform, such as an ECG",
+    "1.2.840.10008.5.1.4.1.1.66": "a registration, a surface or other data",
+    "1.2.840.10008.5.1.4.1.1.481.": "a radiotherapy plan or structure set",
+    "1.2.840.10008.5.1.4.38.": "a hanging protocol",
+}
 
-_FIRST_ITEM = b"\xfe\xff\x00\xe0"  # how compressed pixel data begin (PS3.5 A.4)
+MAX_INFLATED = 4 * MAX_PIXELS  # bytes of a deflated data set
 
 _NO_TRANSFER_SYNTAX = (
     "The Dataset has compressed pixels but no transfer syntax. Set file_meta.TransferSyntaxUID."
@@ -86,7 +136,7 @@ class DatasetLike(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class DicomImage:
-    """The first frame of a DICOM file, as displayed."""
+    """One frame of a DICOM file, as displayed."""
 
     displayed: DisplayedImage
     modality: str | None  # one of MODALITIES
@@ -107,11 +157,11 @@ def is_dicom(data: bytes) -> bool:
 
 
 def read_dicom(data: bytes) -> DicomImage:
-    """Read the first frame from the bytes of a DICOM file.
+    """Read the first frame that is not blank from the bytes of a DICOM file.
 
-    Applies the modality LUT or rescaling and then the VOI LUT or window, the first of several, as in
-    PS3.3 C.11.1 and C.11.2; an invalid one is left out, with a warning. No message quotes an element,
-    other than the image's size and number of frames.
+    Fills in what the Image Pixel Module lacks (PS3.3 C.7.6.3), applies the modality LUT or rescaling and
+    then the VOI LUT or window, the first of several, as in PS3.3 C.11.1 and C.11.2; an invalid one is left
+    out. A warning says so. No message quotes an element, other than sizes and counts.
 
     Raises InvalidImage if there is no readable image, and before decoding more than MAX_PIXELS.
     """
@@ -119,16 +169,31 @@ def read_dicom(data: bytes) -> DicomImage:
     messages: list[str] = []
     try:
         dataset = _parse(data)
-        n_frames = number_of_frames(dataset)
-        if n_frames > 1:
-            messages.append(f"The file has {n_frames} frames; only the first is used.")
-        displayed = to_displayed(decode(dataset), dataset, messages)
+        _check_has_image(dataset)
+        frame, index = decode(dataset, messages)
+        _promote_functional_groups(dataset, index)
+        displayed = to_displayed(frame.values, dataset, messages)
+        if frame.invalid is not None:
+            blank_mask = (
+                frame.invalid if displayed.blank_mask is None else displayed.blank_mask | frame.invalid
+            )
+            displayed = replace(displayed, blank_mask=blank_mask)
         modality = str(dataset.get("Modality"))
     except (InvalidImage, MemoryError):
         raise
     except Exception:  # pydicom and the decoders raise many types on damaged data
         raise InvalidImage(DAMAGED) from None  # their messages quote elements
     return DicomImage(displayed, modality if modality in MODALITIES else None, tuple(messages))
+
+
+def _check_has_image(dataset: "Dataset") -> None:
+    """Raise InvalidImage, which says what a file is that has no pixels, if its SOP class tells."""
+    if any(keyword in dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        return
+    classes = [str(dataset.file_meta.get("MediaStorageSOPClassUID")), str(dataset.get("SOPClassUID"))]
+    for prefix, what in OTHER_OBJECTS.items():
+        if any(name.startswith(prefix) for name in classes):
+            raise InvalidImage(f"The DICOM file has no image: it is {what}. Choose an image file.")
 
 
 def encode_dataset(dataset: DatasetLike) -> bytes:
@@ -154,11 +219,13 @@ def _write(dataset: DatasetLike) -> bytes:
     from pydicom.uid import ExplicitVRBigEndian
 
     elements = Dataset()
-    for keyword in ELEMENTS:
-        if (element := dataset.get_item(keyword)) is not None:
+    for key in (*ELEMENTS, *OVERLAY_ELEMENTS):
+        if (element := dataset.get_item(key)) is not None:
             elements[element.tag] = _copy_element(element)
     head = FileMetaDataset()
     head.TransferSyntaxUID = _transfer_syntax(dataset, elements)
+    if sop_class := (getattr(dataset, "file_meta", None) or {}).get("MediaStorageSOPClassUID"):
+        head.MediaStorageSOPClassUID = sop_class
     file = DicomBytesIO()
     file.write(bytes(128) + b"DICM")
     write_file_meta_info(file, head, enforce_standard=False)
@@ -195,7 +262,7 @@ def _transfer_syntax(dataset: DatasetLike, elements: "Dataset") -> "UID":
     head = getattr(dataset, "file_meta", None)
     syntax = head.get("TransferSyntaxUID") if head else None
     if not syntax:
-        if "PixelData" in elements and elements.PixelData.startswith(_FIRST_ITEM):
+        if "PixelData" in elements and is_encapsulated(elements.PixelData):
             raise InvalidImage(_NO_TRANSFER_SYNTAX)
         syntax = ExplicitVRBigEndian if dataset.original_encoding[1] is False else ExplicitVRLittleEndian
     if syntax in UncompressedTransferSyntaxes and syntax != ExplicitVRBigEndian:
@@ -228,7 +295,11 @@ def _parse(data: bytes) -> "Dataset":
     stream = io.BytesIO(data)
     read_preamble(stream, force=True)
     head = FileMetaDataset(
-        _read_elements(stream, ["TransferSyntaxUID"], stop_when=lambda tag, *_: tag >> 16 != 2)
+        _read_elements(
+            stream,
+            ["TransferSyntaxUID", "MediaStorageSOPClassUID"],
+            stop_when=lambda tag, *_: tag >> 16 != 2,
+        )
     )
     syntax = head.setdefault("TransferSyntaxUID", ImplicitVRLittleEndian).value
     body = stream.read()
@@ -236,16 +307,17 @@ def _parse(data: bytes) -> "Dataset":
         body = _inflate(body)
     # Some files name one encoding and use another: trust the first element.
     implicit, little_endian = not _has_explicit_vr(body), syntax != ExplicitVRBigEndian
-    dataset = Dataset(_read_elements(io.BytesIO(body), ELEMENTS, implicit, little_endian))
+    dataset = Dataset(
+        _read_elements(io.BytesIO(body), (*ELEMENTS, *OVERLAY_ELEMENTS), implicit, little_endian)
+    )
     dataset.set_original_encoding(implicit, little_endian)
     dataset.file_meta = head
-    _promote_functional_groups(dataset)
     return dataset
 
 
 def _read_elements(
     stream: io.BytesIO,
-    keywords: Iterable[str],
+    keys: Iterable[str | int],
     implicit: bool = False,
     little_endian: bool = True,
     stop_when: Callable[..., bool] | None = None,
@@ -253,7 +325,7 @@ def _read_elements(
     from pydicom.filereader import data_element_generator
     from pydicom.tag import Tag
 
-    tags: list[BaseTag | int] = [Tag(keyword) for keyword in keywords]
+    tags: list[BaseTag | int] = [Tag(key) for key in keys]
     found = data_element_generator(stream, implicit, little_endian, stop_when, specific_tags=tags)
     return {element.tag: element for element in found if element.tag in tags}
 
@@ -273,10 +345,14 @@ def _has_explicit_vr(data: bytes) -> bool:
     return data[4:6].isalpha() and data[4:6].isupper()
 
 
-def _promote_functional_groups(dataset: "Dataset") -> None:
-    """Move the first frame's rescaling and window to where single-frame files have them (PS3.3 C.7.6.16)."""
-    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        for frame in dataset.get(groups, [])[:1]:
-            for macro in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
-                for item in frame.get(macro, [])[:1]:
-                    dataset.update(item)
+def _promote_functional_groups(dataset: "Dataset", index: int) -> None:
+    """Move FRAME_MACROS to where single-frame files have them (PS3.3 C.7.6.16).
+
+    The groups of the frame, whose index is from 0, replace those that all frames share.
+    """
+    shared = dataset.get("SharedFunctionalGroupsSequence") or []
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    for groups in (*shared[:1], *per_frame[index : index + 1]):
+        for macro in FRAME_MACROS:
+            for item in groups.get(macro, [])[:1]:
+                dataset.update(item)

@@ -16,22 +16,31 @@ BLOCK_PIXELS = 200_000  # converted at once: float32 copies of all channels woul
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, the weights of Pillow's mode "L"
 
 
-def to_grayscale(image: NDArray[Any] | Image.Image) -> tuple[NDArray[np.float32], float]:
-    """Return grayscale float32 [H, W], in the range of the input, and the colorfulness in 0 to 1.
+def to_grayscale(
+    image: NDArray[Any] | Image.Image, blank_mask: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.float32], float]:
+    """Return grayscale float32 [H, W] and the colorfulness in 0 to 1.
 
     `image` is an array [H, W] or [H, W, C] of integers or floats, or a Pillow image with plain channels.
-    The channels are gray, gray and alpha, RGB or RGBA; alpha is composited on black. Raises InvalidImage.
+    The channels are gray, gray and alpha, RGB or RGBA; alpha is composited on black. The values are those
+    of the input; where float32 would round them, less the minimum of the pixels outside `blank_mask`
+    (not with alpha, where black is 0). Raises InvalidImage.
     """
     width, height, channels = _size_and_channels(image)
     gray = np.empty((height, width), np.float32)
     color_spread, low, high = 0.0, np.inf, -np.inf
     step = max(1, BLOCK_PIXELS // width)
+    offset = None if channels in (2, 4) else _offset(image, blank_mask)
     for top in range(0, height, step):
         rows = slice(top, min(top + step, height))
         block = _read_rows(image, rows)
         opaque = np.iinfo(block.dtype).max if block.dtype.kind in "ui" else 1.0
         with np.errstate(over="ignore", invalid="ignore"):  # `stretch_range` rejects what overflows
             block = block.reshape(-1, width, channels)
+            if offset is not None:
+                if blank_mask is not None:
+                    block = np.where(blank_mask[rows].reshape(-1, width, 1), offset, block)
+                block = _subtract(block, offset)
             gray[rows] = block[..., 0]
             if channels > 1:
                 block = block.astype(np.float32, copy=False)
@@ -45,6 +54,32 @@ def to_grayscale(image: NDArray[Any] | Image.Image) -> tuple[NDArray[np.float32]
             if channels in (2, 4):
                 gray[rows] *= block[..., -1] / np.float32(opaque)
     return gray, color_spread / (width * height) / max(high - low, 1e-12)
+
+
+def _offset(image: NDArray[Any] | Image.Image, blank_mask: NDArray[np.bool_] | None) -> Any:
+    """Return the smallest value outside `blank_mask`, or None if float32 holds all values of the dtype."""
+    dtype = np.asarray(image.crop((0, 0, 1, 1))).dtype if isinstance(image, Image.Image) else image.dtype
+    if np.can_cast(dtype, np.float32):
+        return None
+    width, height, _ = _size_and_channels(image)
+    step = max(1, BLOCK_PIXELS // width)
+    smallest = []
+    for top in range(0, height, step):
+        rows = slice(top, min(top + step, height))
+        block = _read_rows(image, rows)
+        if blank_mask is not None:
+            block = block[~blank_mask[rows]]
+        if block.size:
+            smallest.append(block.min())
+    return min(smallest, default=None)
+
+
+def _subtract(block: NDArray[Any], offset: Any) -> NDArray[Any]:
+    """Subtract in the dtype of the block; signed integers become unsigned, which hold all differences."""
+    difference = block - offset
+    if difference.dtype.kind == "i":
+        return difference.view(difference.dtype.str.replace("i", "u"))
+    return difference
 
 
 def _sum_of_extremes(rgb: NDArray[np.float32]) -> tuple[float, float]:
@@ -67,9 +102,12 @@ def _size_and_channels(image: NDArray[Any] | Image.Image) -> tuple[int, int, int
 def check_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     """Return width, height and number of channels of an array's shape. Raises InvalidImage."""
     if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 2, 3, 4)):
-        raise InvalidImage(
-            f"Unsupported array shape {tuple(shape)}. Use [H, W] or [H, W, C] with 1 to 4 channels."
-        )
+        advice = "Use [H, W] or [H, W, C] with 1 to 4 channels."
+        if len(shape) == 3 and shape[0] in (1, 3, 4):
+            advice = "Move the channels to the end: numpy.moveaxis(array, 0, -1)."
+        elif len(shape) == 4:
+            advice = "Pass one image at a time, [H, W] or [H, W, C]."
+        raise InvalidImage(f"Unsupported array shape {tuple(shape)}. {advice}")
     height, width, channels = (*shape, 1)[:3]
     check_image_size(width, height)
     return width, height, channels

@@ -7,7 +7,8 @@ Training, evaluation, the command line and the page all call it; nothing else re
 """
 
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -17,13 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fracture_lib.errors import InvalidImage
-from fracture_lib.io.decode import FORMATS, open_image, to_plain_channels
+from fracture_lib.io.decode import FORMATS, DecodedImage, decode_file, to_plain_channels
 from fracture_lib.io.dicom import DatasetLike, encode_dataset, is_dicom, read_dicom
 from fracture_lib.io.grayscale import check_shape, stretch_range, to_grayscale
 from fracture_lib.io.limits import MAX_BYTES, MAX_PIXELS, MAX_SIDE, check_file_size
 
 __all__ = [
     "FORMATS",
+    "IMAGE_SUFFIXES",
     "INPUT_SIZE",
     "MAX_BYTES",
     "MAX_PIXELS",
@@ -38,6 +40,13 @@ __all__ = [
 
 INPUT_SIZE = 128
 READ_SIZE = 2**20  # bytes that a file object is asked for at once
+
+# Lower case, with the dot: the suffixes of all files that `load_image` reads.
+IMAGE_SUFFIXES = frozenset(
+    suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS
+) | {".jfif", ".mpo", ".dcm", ".dicom"}
+
+_URL = re.compile("(?:[a-z][a-z0-9+.-]+:/|data:)", re.IGNORECASE)  # Path turns "//" into "/"
 
 # Written beside every model as preprocessor_config.json and compared when one is loaded.
 PREPROCESSOR_CONFIG = {
@@ -125,11 +134,12 @@ def load_image(source: ImageSource) -> LoadedImage:
     """Decode an image at full size, in grayscale, its values stretched to 0 to 1.
 
     `source` is one of:
-    - a path, the bytes of a file or an open binary file: an image in one of FORMATS, or DICOM
+    - a path, the bytes of a file or an open binary file: an image in one of FORMATS, or DICOM; of several
+      pages or frames the largest page or the first frame, with a warning
     - a pydicom Dataset, with or without `file_meta`
     - a Pillow image
     - an array of integers or floats, [H, W] or [H, W, C]; the channels are gray, gray and alpha, RGB
-      or RGBA
+      or RGBA; masked pixels do not belong to the image and become black
     - a torch or TensorFlow tensor of the same shapes, on any device; a torch tensor may also be
       [C, H, W] with 1, 3 or 4 channels
 
@@ -140,9 +150,10 @@ def load_image(source: ImageSource) -> LoadedImage:
     Raises InvalidImage, whose message says what is wrong and what to do.
     """
     if isinstance(source, np.ndarray):
-        return _to_loaded_image(np.asarray(source))  # a matrix would keep two dimensions when reshaped
+        # A matrix would keep two dimensions when reshaped.
+        return _to_loaded_image(np.asarray(source), blank_mask=_blank_mask(source))
     if isinstance(source, Image.Image):
-        return _to_loaded_image(to_plain_channels(source))
+        return _load_decoded(to_plain_channels(source))
     if isinstance(source, (bytes, bytearray)):
         return _load_bytes(bytes(source))
     if isinstance(source, (str, os.PathLike)):
@@ -153,10 +164,24 @@ def load_image(source: ImageSource) -> LoadedImage:
         return _load_bytes(_read_file(source))
     if isinstance(source, Tensor):
         return _to_loaded_image(_to_array(source))
+    name = type(source).__name__
+    if isinstance(source, Iterable) and not isinstance(source, Mapping):
+        raise InvalidImage(
+            f"Expected a path, bytes, PIL image or array; got {name}. Pass one image, or a list to `predict`."
+        )
     raise InvalidImage(
-        f"Expected a path, bytes, PIL image or array; got {type(source).__name__}. "
+        f"Expected a path, bytes, PIL image or array; got {name}. "
         "Open binary files, torch and TensorFlow tensors and pydicom Datasets work, too."
     )
+
+
+def _blank_mask(array: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Return bool [H, W], the pixels of a masked array with a masked channel; None for other arrays."""
+    if not isinstance(array, np.ma.MaskedArray) or array.dtype.fields:
+        return None
+    width, height, channels = check_shape(array.shape)
+    mask = np.ma.getmaskarray(array).reshape(height, width, channels)
+    return np.logical_or.reduce(mask, axis=2, dtype=np.bool_)
 
 
 def _load_bytes(data: bytes) -> LoadedImage:
@@ -167,8 +192,14 @@ def _load_bytes(data: bytes) -> LoadedImage:
         return _to_loaded_image(
             shown.values, image.warnings, image.modality, shown.blank_mask, shown.pixel_aspect
         )
-    with open_image(data) as opened:
-        return _to_loaded_image(to_plain_channels(opened))
+    return _load_decoded(decode_file(data))
+
+
+def _load_decoded(image: DecodedImage) -> LoadedImage:
+    try:
+        return _to_loaded_image(image.values, image.warnings)
+    except InvalidImage as error:  # such as a blank first frame
+        raise InvalidImage(" ".join([str(error), *image.warnings])) from error
 
 
 def _to_loaded_image(
@@ -183,7 +214,7 @@ def _to_loaded_image(
     `blank_mask` bool [H, W] marks pixels that do not belong to the image; they become black and do not
     count for the range. `pixel_aspect` is the height of a pixel divided by its width.
     """
-    gray, colorfulness = to_grayscale(image)
+    gray, colorfulness = to_grayscale(image, blank_mask)
     pixels = stretch_range(gray, blank_mask)
     return LoadedImage(_to_square_pixels(pixels, pixel_aspect), colorfulness, modality, tuple(warnings))
 
@@ -209,6 +240,8 @@ def _read_path(path: str | os.PathLike[str]) -> bytes:
             size = os.fstat(file.fileno()).st_size or MAX_BYTES
             return file.read(min(size, MAX_BYTES) + 1)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        if _URL.match(str(path)):
+            raise InvalidImage("URLs are not accepted. Download the file and pass its path.") from error
         reason = getattr(error, "strerror", None) or error
         raise InvalidImage(f"Cannot open {Path(path).name!r}: {reason}.") from error
 
@@ -227,7 +260,16 @@ def _read_file(file: BinaryFile) -> bytes:
         if not chunk:
             break
         data += chunk
+    if not data and _is_past_start(file):
+        raise InvalidImage("The file object is at its end. Call `seek(0)` first.")
     return bytes(data)
+
+
+def _is_past_start(file: Any) -> bool:
+    try:
+        return bool(file.tell() > 0)
+    except (AttributeError, OSError, TypeError, ValueError):  # it cannot tell
+        return False
 
 
 def _to_array(tensor: Any) -> NDArray[Any]:

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from fracture_lib.errors import InvalidModel
 from fracture_lib.io.image import INPUT_SIZE
 from fracture_lib.labels import CLASSES
 from fracture_lib.models.forward import Forward
 from fracture_lib.models.functional import EPSILON, Floats
+from fracture_lib.models.tensors import write_tensors
 
 __all__ = [
     "ClassifierHead",
@@ -51,7 +52,7 @@ class ClassifierHead:
 
 def write_head(folder: Path, head: ClassifierHead) -> None:
     """Write head.safetensors, each array in its own precision."""
-    save_file({name: np.ascontiguousarray(array) for name, array in vars(head).items()}, folder / HEAD)
+    write_tensors(folder / HEAD, vars(head))
 
 
 def read_head(folder: Path) -> ClassifierHead:

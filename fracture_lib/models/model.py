@@ -5,7 +5,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from time import perf_counter
@@ -19,7 +19,7 @@ from fracture_lib.models.cam import ClassifierHead, check_head, class_activation
 from fracture_lib.models.config import read_config
 from fracture_lib.models.forward import Forward
 from fracture_lib.models.functional import Floats, linear_pool_logits, softmax
-from fracture_lib.models.report import EvaluationReport, Interval
+from fracture_lib.models.report import CalibrationBin, EvaluationReport, Interval
 from fracture_lib.registry import ENSEMBLE, ENSEMBLE_MEMBERS, MODELS, model_title
 
 __all__ = ["BaseModel", "EnsembleModel", "Model", "ModelInfo", "ModelOutput", "read_model"]
@@ -46,6 +46,7 @@ class ModelInfo:
     size_bytes: int  # of the graphs that serve
     accuracy: Interval
     n: int  # images that the accuracy was measured on
+    calibration: tuple[CalibrationBin, ...] = ()  # empty if these weights' calibration was not measured
 
 
 class BaseModel(ABC):
@@ -79,6 +80,7 @@ class BaseModel(ABC):
             size_bytes=self.size_bytes,
             accuracy=self.report.accuracy,
             n=self.report.n,
+            calibration=tuple(self.report.calibration or ()),
         )
 
 
@@ -111,7 +113,7 @@ class Model(BaseModel):
         cam = class_activation_maps(features, self._head, probabilities, self._temperature)
         return ModelOutput(probabilities, cam, milliseconds, features)
 
-    @property
+    @cached_property  # the folder may be deleted while the model serves
     def size_bytes(self) -> int:
         return (self.source.folder / "model.onnx").stat().st_size
 
@@ -135,6 +137,8 @@ class EnsembleModel(BaseModel):
         self._weights, self._temperature = weights, temperature
         self.runtime = next(iter(members.values())).runtime
         bundled = all(member.source.kind == "bundle" for member in members.values())
+        if not bundled:  # the calibration of other weights is not known
+            self.report = replace(self.report, calibration=None)
         note = "" if bundled else "; ".join(f"{name}: {m.source}" for name, m in members.items())
         self.source = ModelSource(folder, "bundle", note=note)
 
@@ -173,6 +177,9 @@ def read_model(reference: Reference, runtime: Runtime = "onnx") -> BaseModel:
     name = config.model_name
     if name not in MODELS:
         raise InvalidModel(f'The config names the model "{name}"; expected one of {", ".join(MODELS)}.')
+    if isinstance(reference, str) and reference in MODELS and name != reference:
+        variable = MODELS[reference].hub_variable
+        raise InvalidModel(f"{source} holds {name}, not {reference}. Correct {variable}.")
     if runtime == "native" and not any((source.folder / file).exists() for file in NATIVE_WEIGHTS):
         raise InvalidModel(
             f"{source.folder.name} has no native weights, which a wheel and a Space leave out. "

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,6 +19,7 @@ from fracture_lib.models.cam import ClassifierHead, write_head
 from fracture_lib.models.config import read_config
 from fracture_lib.models.forward import Forward
 from fracture_lib.models.onnx import INPUT, OUTPUTS, finish_export
+from fracture_lib.models.tensors import write_tensors
 
 __all__ = ["Learner", "Muon", "ThreeBlockCNN", "apply_cnn", "build", "load"]
 
@@ -156,8 +157,18 @@ def _orthogonalize(matrix: Tensor) -> Tensor:
     return x.T if is_tall else x
 
 
+def _cpu_has_bfloat16() -> bool:
+    """Return whether the CPU has instructions for bfloat16, which is about ten times slower without them."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last: on ARM
+
+
 class Learner:
-    """One network in training; implements `fracture_lib.training.learner.Learner`."""
+    """One network in training; implements `fracture_lib.training.learner.Learner`.
+
+    Steps compute in bfloat16 where the hardware does, otherwise in float32. The two differ by rounding, so
+    a training repeats bit for bit on one kind of CPU only.
+    """
 
     def __init__(
         self,
@@ -172,7 +183,8 @@ class Learner:
         torch.use_deterministic_algorithms(True, warn_only=True)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.clip_norm = clip_norm
-        # With the bfloat16 of `step`, channels_last halves an epoch on a CPU that has bfloat16.
+        self.use_bfloat16 = self.device.type == "cuda" or _cpu_has_bfloat16()
+        # With bfloat16, channels_last halves an epoch on a CPU.
         self.model = build(architecture)
         self.model.to(device=self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's types
@@ -200,7 +212,7 @@ class Learner:
         for optimizer, lr_scale in self.optimizers:
             optimizer.param_groups[0]["lr"] = learning_rate * lr_scale
         inputs = torch.from_numpy(features).to(self.device, memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bfloat16):
             logits, _ = self.model(inputs)
         loss = F.cross_entropy(logits.float(), torch.from_numpy(targets).to(self.device))
         self.model.zero_grad()
@@ -243,7 +255,7 @@ class Learner:
     def save(self, folder: Path) -> None:
         model = self.model.cpu().eval()
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as above
-        save_file(model.state_dict(), folder / WEIGHTS)
+        write_tensors(folder / WEIGHTS, {name: t.numpy() for name, t in model.state_dict().items()})
         write_head(folder, _head(model))
         torch.onnx.export(
             model,

@@ -105,7 +105,7 @@ class DataSummary:
     """The images behind a report."""
 
     n_images: int
-    grouped_by: str  # "source_group" or "perceptual hash"
+    grouped_by: str  # "source_group", "perceptual hash" or both
     fingerprint: str  # sha256 over contents and labels
     split: str | None = None
     hub: str | None = None  # the Hub dataset that they came from

@@ -3,9 +3,11 @@
 Call `register_auto_classes` once before loading a model with transformers.
 """
 
+import warnings
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
@@ -19,6 +21,7 @@ from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from fracture_lib.errors import InvalidArgument
 from fracture_lib.io.image import ImageSource, preprocess
 from fracture_lib.models.pytorch import apply_cnn, build
 
@@ -28,6 +31,12 @@ __all__ = [
     "FractureImageProcessor",
     "register_auto_classes",
 ]
+
+
+CONVERTED = (
+    "The image was converted to 8-bit RGB before it arrived here. If its file has 16 bits, the answer is "
+    "wrong: pass fracture_lib.load_image(file).pixels instead."
+)
 
 
 class FractureConfig(PreTrainedConfig):
@@ -40,7 +49,10 @@ class FractureConfig(PreTrainedConfig):
 
 
 class FractureImageProcessor(BaseImageProcessor):
-    """`io.image.preprocess` for one image or a list of them; preprocessor_config.json describes it."""
+    """`io.image.preprocess` for one image or a list of them; preprocessor_config.json describes it.
+
+    Its steps are fixed: it raises InvalidArgument for options of other processors, such as `size`.
+    """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012, the base class declares it so
 
@@ -50,9 +62,21 @@ class FractureImageProcessor(BaseImageProcessor):
         return_tensors: str | None = None,
         **options: Any,
     ) -> BatchFeature:
+        if unknown := [name for name, value in options.items() if value is not None]:
+            raise InvalidArgument(f"The preprocessing is fixed; leave out {', '.join(unknown)}.")
         sources = images if isinstance(images, list | tuple) else [images]
+        if any(_is_converted(source) for source in sources):
+            warnings.warn(CONVERTED, stacklevel=2)
         pixels = np.stack([preprocess(source) for source in sources])[:, None]  # [N, 1, 128, 128]
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
+
+
+def _is_converted(source: ImageSource) -> bool:
+    """Return whether an image is grey but RGB and not as its file was read, as `pipeline` passes paths on."""
+    if not isinstance(source, Image.Image) or source.mode != "RGB" or source.format:
+        return False
+    red, green, blue = source.split()
+    return red == green == blue
 
 
 class FractureForImageClassification(PreTrainedModel):

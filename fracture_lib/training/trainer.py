@@ -6,7 +6,7 @@
 A fit runs all epochs of the recipe and keeps the moving average of its weights. No image chooses an epoch,
 so a held-out fold measures and does nothing else.
 
-On one CPU, a fit repeats bit for bit, and a killed one resumes from its last checkpoint with the same
+On one kind of CPU, a fit repeats bit for bit, and a killed one resumes from its last checkpoint with the same
 result: every epoch draws its random numbers from (seed, epoch) alone. No framework is imported here; see
 `fracture_lib.training.learner`.
 """
@@ -14,6 +14,7 @@ result: every epoch draws its random numbers from (seed, epoch) alone. No framew
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from fracture_lib.data.dataset import Transform, assign_folds, load_dataset_folder, load_pixels
+from fracture_lib.data.duplicates import perceptual_hashes
 from fracture_lib.errors import InvalidArgument, InvalidData, InvalidModel, UnknownModel
 from fracture_lib.evaluation.calibration import fit_temperature
 from fracture_lib.evaluation.ensemble import write_out_of_fold
@@ -69,14 +71,16 @@ def train(
     pretrained: str | Path | None = None,
     recipe: Recipe | None = None,
     callback: LiveCurve | None = None,
+    keep_checkpoints: bool = False,
 ) -> EvaluationReport:
     """Train the model `name` on the dataset `data`, write it to the folder `out` and return its report.
 
     `out` becomes a model folder without a card, which `publishing.cards.write_card` adds. The same call
-    after a kill resumes from `out/checkpoints`. `data` and `split` are those of `load_dataset_folder`.
-    `n_measured_folds` of the `n_folds` are measured, by default all. `pretrained`, for a model that starts
-    from weights, is a safetensors file or "hf-hub:owner/name[@revision]". `recipe` replaces the model's
-    own. `callback(title, history)` gets the curve of each measured fold every five epochs.
+    after a kill resumes from `out/checkpoints`, which is removed at the end unless `keep_checkpoints`.
+    `data` and `split` are those of `load_dataset_folder`. `n_measured_folds` of the `n_folds` are measured,
+    by default all. `pretrained`, only for a model that starts from weights, is a safetensors file or
+    "hf-hub:owner/name[@revision]". `recipe` replaces the model's own. `callback(title, history)` gets the
+    curve of each measured fold every five epochs.
 
     Raises UnknownModel, InvalidArgument, InvalidModel if the pretrained weights do not fit,
     ModelUnavailable if they cannot be fetched, UnknownLabel, and InvalidData if the images or the
@@ -91,6 +95,8 @@ def train(
         )
     if not 0 <= seed < 2**32:
         raise InvalidArgument(f"seed is {seed}; use 0 to 2**32 - 1.")
+    if pretrained and not MODELS[name].pretrained:
+        raise InvalidArgument(f"{name} starts from random weights. Leave out the pretrained weights.")
     spec, recipe, out = MODELS[name], recipe or RECIPES[name], Path(out)
     images = load_dataset_folder(data, split)
     folds = assign_folds(images, n_folds)
@@ -115,7 +121,8 @@ def train(
     learner = run.fit_all()
 
     labels, groups = images.labels[measured.indices], images.groups[measured.indices]
-    write_out_of_fold(out, measured.logits, images, measured.indices)
+    hashes = perceptual_hashes(images.paths)
+    write_out_of_fold(out, measured.logits, images, measured.indices, hashes)
     stored_change = _save_and_compare(learner, out, pixels)
     temperature = round(fit_temperature(measured.logits, labels), 4)
     write_config(out, ModelConfig(name, recipe.architecture, temperature, asdict(recipe), seed))
@@ -139,6 +146,8 @@ def train(
         ),
     )
     report.write(out)
+    if not keep_checkpoints:
+        shutil.rmtree(checkpoints, ignore_errors=True)
     _logger.info("Wrote %s to %s.", name, out)
     return report
 

@@ -1,4 +1,4 @@
-"""The endpoints for programs, each for HTTP, gradio_client and MCP alike. docs/api.md describes them."""
+"""The endpoints for programs, over HTTP and with gradio_client; MCP tools call them, too. See docs/api.md."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,17 +14,16 @@ from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.inference.prediction import check_top_k
 from fracture_lib.labels import CLASSES
 from fracture_lib.registry import ALL_MODELS, ENSEMBLE, MODELS, model_title
-from fracture_lib.webui.server import BATCH_QUEUE, IMAGE_QUEUE
+from fracture_lib.webui.server import BATCH_QUEUE, IMAGE_QUEUE, check_not_expired
 
 __all__ = ["Api"]
-
 ENSEMBLE_SUMMARY = "The weighted mean of the three models, calibrated."
 
 
 class Api:
     """The endpoints /predict, /compare, /predict_batch and /models, added to the current Blocks.
 
-    The docstrings of these methods become the descriptions of MCP tools; Gradio reads one line per argument.
+    The docstrings of these methods become the descriptions of endpoints; Gradio reads one line per argument.
     """
 
     def __init__(self, pipeline: InferencePipeline) -> None:
@@ -61,8 +60,7 @@ class Api:
     def predict(self, image: str, model: str, top_k: int, skip_ood_check: bool) -> dict[str, Any]:
         """Classify the type of fracture in one bone X-ray with one model. Not a medical device.
 
-        The image is an uploaded file or, over MCP, also base64 data of up to 4 MB, written as
-        "data:image/png;base64,...". URLs of other servers are not accepted.
+        The image is an uploaded file. URLs of other servers are not accepted.
 
         Args:
             image: The X-ray as DICOM, PNG, JPEG, TIFF, BMP, WebP or GIF.
@@ -78,8 +76,7 @@ class Api:
     def compare(self, image: str, top_k: int, skip_ood_check: bool) -> dict[str, Any]:
         """Classify the type of fracture in one bone X-ray with all models. Not a medical device.
 
-        The image is an uploaded file or, over MCP, also base64 data of up to 4 MB, written as
-        "data:image/png;base64,...". URLs of other servers are not accepted.
+        The image is an uploaded file. URLs of other servers are not accepted.
 
         Args:
             image: The X-ray as DICOM, PNG, JPEG, TIFF, BMP, WebP or GIF.
@@ -94,8 +91,7 @@ class Api:
     def predict_batch(self, images: Sequence[str], top_k: int, skip_ood_check: bool) -> list[dict[str, Any]]:
         """Classify the types of fracture in many bone X-rays with all models. Not a medical device.
 
-        An image is an uploaded file or, over MCP, also base64 data, written as
-        "data:image/png;base64,...", of up to 4 MB per request. URLs of other servers are not accepted.
+        An image is an uploaded file. URLs of other servers are not accepted.
 
         Args:
             images: X-rays, or ZIP archives of X-rays; up to 200 images.
@@ -107,9 +103,12 @@ class Api:
         """
         with _pass_errors_on():
             k = check_top_k(top_k)
+            check_not_expired(images or [])
             rows = predict_batch(self._pipeline, list_inputs(images or []), skip_ood_check)
             return [
-                row.result.to_dict(k) if row.result else {"image": row.name, "error": row.error}
+                row.result.to_dict(k)
+                if row.result
+                else {"image": row.name, "status": "unreadable", "error": row.error}
                 for row in rows
             ]
 
@@ -129,6 +128,7 @@ class Api:
             for name in models:
                 if name not in ALL_MODELS:  # gr.Dropdown lets lists through
                     raise UnknownModel(f'Unknown model "{name}". Choose from {", ".join(ALL_MODELS)}.')
+            check_not_expired([image])
             return self._pipeline.predict(image, models, skip_ood_check=skip_ood_check).to_dict(k)
 
     def _describe(self, name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import gradio as gr
 from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.labels import CLASSES
+from fracture_lib.registry import MODELS
 from fracture_lib.webui.api import Api
 from fracture_lib.webui.batch_tab import BatchTab
 from fracture_lib.webui.gradio_private import PrivateBlocks
@@ -19,7 +20,7 @@ __all__ = ["THEME", "build_page", "write_examples"]
 
 TITLE = "Fracture classification"
 INTRODUCTION = f"""# {TITLE}
-Upload a bone X-ray and compare how three models classify the fracture ({len(CLASSES)} types)."""
+Upload a bone X-ray and compare how {len(MODELS)} models classify the fracture ({len(CLASSES)} types)."""
 EXAMPLE_LABELS = ("Spiral", "Comminuted", "Hairline", "Greenstick")
 
 # Gradio's own greys and orange are too faint on white for WCAG's contrast of 4.5 to 1.

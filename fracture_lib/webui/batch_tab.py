@@ -10,16 +10,17 @@ from typing import Any
 import gradio as gr
 
 from fracture_lib.errors import FractureError
-from fracture_lib.inference.batch import MAX_IMAGES, BatchRow, list_inputs, predict_batch, to_csv
+from fracture_lib.inference.batch import MAX_IMAGES, BatchRow, list_inputs, predict_batch, tally
+from fracture_lib.inference.batch_csv import FILE_ENCODING, to_csv
 from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.registry import ALL_MODELS, model_title
-from fracture_lib.webui.rendering import Cell, percent, render_message, render_report, render_table
+from fracture_lib.webui.rendering import Cell, percent, render_message, render_report, render_table, shorten
 from fracture_lib.webui.server import BATCH_QUEUE, check_not_expired
 
 __all__ = ["BatchTab"]
 
 REDRAW_INTERVAL = 0.5  # seconds; each time the whole table is sent
-COLUMNS = ["Image", *(model_title(name) for name in ALL_MODELS), "Summary"]
+COLUMNS = ["Image", "Status", *(model_title(name) for name in ALL_MODELS), "Summary"]
 DISK_FULL = "The disk is full, so there are no files to download. Try again in 20 minutes."
 
 
@@ -75,42 +76,48 @@ class BatchTab:
                 progress_text = render_message(f"{len(rows)} of {len(inputs)} images")
                 yield progress_text, render_rows(rows), hidden, hidden
                 last_drawn = monotonic()
-        n_unreadable = sum(row.result is None for row in rows)
-        unreadable = f" {n_unreadable} could not be read." if n_unreadable else ""
-        message = f"{len(rows)} images processed.{unreadable}"
+        message = " ".join(filter(None, (tally(row.status for row in rows), inputs.left_out)))
         # Gradio copies the files to the upload folder before this folder is deleted.
         with tempfile.TemporaryDirectory() as folder:
             try:
-                files = _write_downloads(Path(folder), rows)
+                files = _write_downloads(Path(folder), rows, message)
                 downloads = [gr.update(value=str(path), visible=True) for path in files]
             except OSError:
                 message, downloads = f"{message} {DISK_FULL}", [hidden, hidden]
             yield render_message(message), render_rows(rows), *downloads
 
 
-def _write_downloads(folder: Path, rows: Sequence[BatchRow]) -> tuple[Path, Path]:
+def _write_downloads(folder: Path, rows: Sequence[BatchRow], summary: str) -> tuple[Path, Path]:
     """Write the CSV file and the report; return their paths."""
     csv, report = folder / "fracture-types.csv", folder / "fracture-types.html"
-    csv.write_text(to_csv(rows), encoding="utf-8")
-    results = [row.result for row in rows if row.result]
-    report.write_text(render_report(results, date.today().isoformat()), encoding="utf-8")
+    csv.write_text(to_csv(rows), FILE_ENCODING, errors="backslashreplace", newline="")
+    html = render_report(rows, date.today().isoformat(), summary)
+    report.write_text(html, "utf-8", errors="backslashreplace")
     return csv, report
 
 
 def render_rows(rows: Sequence[BatchRow]) -> str:
-    """Return the table of a batch; an image without predictions shows the reason instead of a summary."""
+    """Return the table of a batch; a model that failed says so in its column and why in the last one."""
     lines: list[list[Cell]] = []
     for row in rows:
-        cells: list[Cell] = []
-        for name in ALL_MODELS:
-            prediction = row.result.predictions.get(name) if row.result else None
-            text = f"{prediction.label} {percent(prediction.probability)}" if prediction else ""
-            cells.append((text, prediction.label if prediction else ""))
-        lines.append([row.name, *cells, _summarize(row)])
+        cells = [_describe_answer(row, name) for name in ALL_MODELS]
+        lines.append([(shorten(row.name), row.name), row.status, *cells, _summarize(row)])
     return render_table(COLUMNS, lines, "Predictions per image")
 
 
+def _describe_answer(row: BatchRow, model: str) -> Cell:
+    """Return a model's cell, sorted by the class."""
+    if model in row.failures:
+        return "failed"
+    prediction = row.result.predictions.get(model) if row.result else None
+    return (f"{prediction.label} {percent(prediction.probability)}", prediction.label) if prediction else ""
+
+
 def _summarize(row: BatchRow) -> str:
-    if row.result is None:
-        return row.error
-    return row.result.summary or " ".join(row.result.warnings or row.result.failures.values())
+    """Return the summary or why there is none, then warnings, then failures, equal ones once."""
+    models: dict[str, list[str]] = {}
+    for name, reason in row.failures.items():
+        models.setdefault(reason, []).append(model_title(name))
+    failures = [f"{', '.join(titles)}: {reason}" for reason, titles in models.items()]
+    summary = row.reason or (row.result.summary if row.result else "")
+    return " ".join(filter(None, (summary, *row.warnings, *failures)))

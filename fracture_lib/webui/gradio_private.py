@@ -11,16 +11,15 @@ from urllib.parse import unquote
 
 import gradio as gr
 from gradio.blocks import BlockFunction, BlocksConfig
+from gradio.exceptions import InvalidPathError
 from gradio.state_holder import SessionState
 from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 
-from fracture_lib.webui.server import FILE_ROUTE, INVALID_REQUEST
+from fracture_lib.webui.server import FILE_ROUTE, INTERNAL_ERROR, INVALID_REQUEST, NOT_AN_UPLOAD
 
 __all__ = ["PrivateBlocks"]
 
 logger = logging.getLogger(__name__)
-
-INTERNAL_ERROR = "Something went wrong on our side. Try again, or report it."
 
 
 class _LightConfig(BlocksConfig):
@@ -57,6 +56,8 @@ class PrivateBlocks(gr.Blocks):
         except gr.Error as error:
             error.print_exception = False
             raise
+        except InvalidPathError as error:
+            raise gr.Error(NOT_AN_UPLOAD, print_exception=False) from error
         except Exception as error:  # Gradio's own messages repeat what was given
             raise gr.Error(INVALID_REQUEST, print_exception=False) from error
 

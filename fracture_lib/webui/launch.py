@@ -73,6 +73,7 @@ def _create_upload_dir() -> Path:
 
 
 def _serve(pipeline: InferencePipeline, uploads: Path) -> None:
+    from fracture_lib.webui import mcp_server
     from fracture_lib.webui.app import THEME, build_page, write_examples
 
     signals: list[int] = []  # not an exception, which would be lost if raised in a destructor
@@ -90,10 +91,13 @@ def _serve(pipeline: InferencePipeline, uploads: Path) -> None:
             ssr_mode=False,
             max_file_size=MAX_BYTES,
             state_session_capacity=MAX_SESSIONS,
-            app_kwargs={"middleware": [Middleware(RequestGuard, upload_dir=uploads)]},
+            app_kwargs={
+                "middleware": [Middleware(RequestGuard, upload_dir=uploads)],
+                **mcp_server.app_options(uploads),
+            },
             run_history=False,  # it would keep file names in the browser
             enable_monitoring=False,
-            mcp_server=True,
+            mcp_server=False,  # `webui.mcp_server` replaces Gradio's own
             footer_links=["api", "gradio", "settings"],
             prevent_thread_lock=True,
         )

@@ -1,6 +1,6 @@
 """The tab about the models: measured performance, plots and model cards."""
 
-from collections.abc import Mapping
+import logging
 from importlib import import_module
 from typing import Any, TypeAlias
 
@@ -10,13 +10,17 @@ from gradio.blocks import Block
 from fracture_lib.errors import FractureError
 from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.models.model import BaseModel
-from fracture_lib.models.report import ClassMetrics, Interval
-from fracture_lib.registry import ALL_MODELS, MODELS, model_title
+from fracture_lib.models.report import ClassMetrics, EvaluationReport, Interval
+from fracture_lib.registry import ALL_MODELS, ENSEMBLE_MEMBERS, MODELS, model_title
 from fracture_lib.webui.rendering import Cell, percent, render_message, render_table
 
 __all__ = ["ModelsTab"]
 
+logger = logging.getLogger(__name__)
+
 Updates: TypeAlias = dict[Block, Any]
+
+UNMEASURED = Interval(None, None, None)
 
 INTRODUCTION = (
     "Measured on images that were held out from training, with all images of one patient or figure on the "
@@ -34,8 +38,8 @@ COLUMNS = [
 ]
 CLASS_COLUMNS = ["Class", "Images", "Precision", "Recall", "F1", "AUROC"]
 NO_CARD = (
-    "The ensemble is the weighted mean of the three models' calibrated probabilities. It has no model card "
-    "of its own."
+    f"The ensemble is the weighted mean of {len(ENSEMBLE_MEMBERS)} models' calibrated probabilities. It has "
+    "no model card of its own."
 )
 
 
@@ -78,63 +82,72 @@ class ModelsTab:
         self.choice.input(self.show_model, self.choice, details, api_visibility="private")
 
     def show_all(self, name: str) -> Updates:
-        """Show all models, and the details of the model `name`; a model that fails to load gets a message."""
+        """Show all models, and the details of the model `name`; one that cannot be shown gets a message."""
         plots = import_module("fracture_lib.webui.plots")  # Plotly, only once somebody opens the tab
-        models: dict[str, BaseModel] = {}
+        rows: list[list[Cell]] = []
+        reports: list[EvaluationReport] = []
         errors = ""
         for each in ALL_MODELS:
             try:
-                models[each] = self._pipeline.get_model(each)
-            except FractureError as error:
-                errors += render_message(f"{model_title(each)} is unavailable. {error}", "error")
-        reports = [model.report for model in models.values()]
+                model = self._pipeline.get_model(each)
+                row = _overview_row(each, model)
+                # One that cannot be drawn must not spoil the plots of all.
+                plots.accuracy_bars([model.report])
+                plots.accuracy_coverage([model.report])
+            except Exception as error:  # a report from elsewhere may hold anything
+                errors += _render_unavailable(each, error)
+            else:
+                rows.append(row)
+                reports.append(model.report)
         return {
             self.errors: errors,
-            self.overview: _overview_table(models),
+            self.overview: render_table(COLUMNS, rows, "All models, out of fold") if rows else "",
             **self.accuracy.update(plots.accuracy_bars(reports)),
             **self.coverage.update(plots.accuracy_coverage(reports)),
             **self.show_model(name),
         }
 
     def show_model(self, name: str) -> Updates:
-        """Show the details of one model."""
+        """Show the details of one model, or why it cannot be shown."""
         plots = import_module("fracture_lib.webui.plots")
         try:
             model = self._pipeline.get_model(name)
-        except FractureError as error:
+            return {
+                **self.confusion.update(plots.confusion_matrix(model.report)),
+                **self.calibration.update(plots.calibration(model.report)),
+                **self.training.update(plots.training_curves(model.report)),
+                self.classes: _class_table(model.report.per_class, model_title(name)),
+                self.card: _read_card(model) or NO_CARD,
+            }
+        except Exception as error:  # as above
             boxes = (self.confusion, self.calibration, self.training)
             hidden = {block: update for box in boxes for block, update in box.update(None).items()}
-            message = render_message(f"{model_title(name)} is unavailable. {error}", "error")
-            return {**hidden, self.classes: message, self.card: ""}
-        return {
-            **self.confusion.update(plots.confusion_matrix(model.report)),
-            **self.calibration.update(plots.calibration(model.report)),
-            **self.training.update(plots.training_curves(model.report)),
-            self.classes: _class_table(model.report.per_class, model_title(name)),
-            self.card: _read_card(model) or NO_CARD,
-        }
+            return {**hidden, self.classes: _render_unavailable(name, error), self.card: ""}
+
+
+def _render_unavailable(name: str, error: Exception) -> str:
+    reason = str(error)
+    if not isinstance(error, FractureError):
+        logger.error("The report of %s cannot be shown: %r", name, error)
+        reason = "Its evaluation.json is incomplete; measure it again."
+    return render_message(f"{model_title(name)} is unavailable. {reason}", "error")
 
 
 def _blocks(*boxes: _PlotBox) -> list[Block]:
     return [block for box in boxes for block in (box.column, box.plot)]
 
 
-def _overview_table(models: Mapping[str, BaseModel]) -> str:
-    rows: list[list[Cell]] = []
-    for name, model in models.items():
-        metrics = model.report.metrics
-        reference = MODELS[name].reference_accuracy if name in MODELS else None
-        rows.append(
-            [
-                model.info.title,
-                *(_interval(metrics[key]) for key in ("accuracy", "macro_f1", "top3_accuracy")),
-                _number(metrics["expected_calibration_error"].value),
-                model.report.n,
-                (f"{model.size_bytes / 1e6:.1f}", model.size_bytes),
-                (percent(reference, 2), reference) if reference else ("", -1),
-            ]
-        )
-    return render_table(COLUMNS, rows, "All models, out of fold")
+def _overview_row(name: str, model: BaseModel) -> list[Cell]:
+    metrics = model.report.metrics
+    reference = MODELS[name].reference_accuracy if name in MODELS else None
+    return [
+        model.info.title,
+        *(_interval(metrics.get(key, UNMEASURED)) for key in ("accuracy", "macro_f1", "top3_accuracy")),
+        _number(metrics.get("expected_calibration_error", UNMEASURED).value),
+        model.report.n,
+        (f"{model.info.size_bytes / 1e6:.1f}", model.info.size_bytes),
+        (percent(reference, 2), reference) if reference else ("", -1),
+    ]
 
 
 def _class_table(per_class: list[ClassMetrics], title: str) -> str:
@@ -159,4 +172,5 @@ def _sort_value(value: float | None) -> float:
 def _read_card(model: BaseModel) -> str:
     """Return the text of a model's card without its metadata, or nothing if it has none."""
     path = model.source.folder / "README.md"
-    return path.read_text(encoding="utf-8").split("---\n", 2)[-1] if path.exists() else ""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return text.split("---\n", 2)[-1]

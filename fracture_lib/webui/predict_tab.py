@@ -12,6 +12,7 @@ from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.inference.prediction import ComparisonResult, Prediction
 from fracture_lib.labels import LABEL2ID
 from fracture_lib.registry import ALL_MODELS, ENSEMBLE, model_title
+from fracture_lib.webui.gradio_private import INTERNAL_ERROR
 from fracture_lib.webui.rendering import (
     Cell,
     percent,
@@ -20,6 +21,7 @@ from fracture_lib.webui.rendering import (
     render_message,
     render_predictions,
     render_table,
+    render_warnings,
 )
 from fracture_lib.webui.server import IMAGE_QUEUE, check_not_expired
 
@@ -134,8 +136,8 @@ class PredictTab:
     def on_load(self, request: gr.Request) -> tuple[str, list[str]]:
         """Select the model of a deep link such as ?model=resnet50, and classify the first example."""
         model = request.query_params.get("model")
-        _, path = self._examples[0]
-        return model if model in ALL_MODELS else ALL, [str(path)]
+        paths = [str(path) for _, path in self._examples[:1] if path.exists()]  # it may have been deleted
+        return model if model in ALL_MODELS else ALL, paths
 
     def classify(
         self,
@@ -163,6 +165,9 @@ class PredictTab:
             yield selection | self._show_result(result, model, top_k)
         except FractureError as error:
             yield selection | self._show_nothing(str(error), "error")
+        except Exception:  # Gradio would leave the hint of before on the page
+            yield selection | self._show_nothing(INTERNAL_ERROR, "error")
+            raise
 
     def classify_anyway(
         self, files: Sequence[str] | None, selected: str | None, model: str, top_k: int
@@ -200,7 +205,7 @@ class PredictTab:
         label = shown.label if shown else None
         return {
             self.result: result,
-            self.message: "".join(render_message(warning, "warning") for warning in result.warnings),
+            self.message: render_warnings(result.warnings),
             self.anyway_button: gr.update(visible=result.is_rejected),
             self.images: render_images(result),
             self.explanation: gr.update(visible=bool(shown)),

@@ -11,10 +11,13 @@ from jinja2 import Environment, FileSystemLoader
 from numpy.typing import NDArray
 from PIL import Image
 
-from fracture_lib.inference.prediction import ComparisonResult, Prediction
+import fracture_lib
+from fracture_lib.inference.batch import BatchRow
+from fracture_lib.inference.prediction import ComparisonResult, Prediction, summarize
 from fracture_lib.io.image import INPUT_SIZE, preprocess
 from fracture_lib.labels import CLASSES, LABEL2ID
 from fracture_lib.models.functional import EPSILON
+from fracture_lib.models.model import ModelInfo
 from fracture_lib.registry import model_title
 
 __all__ = [
@@ -30,6 +33,8 @@ __all__ = [
     "render_predictions",
     "render_report",
     "render_table",
+    "render_warnings",
+    "shorten",
 ]
 
 # What a table cell holds: a text, a number, or (text to show, value to sort by).
@@ -43,12 +48,18 @@ DISCLAIMER = (
     'accuracy. There is no "no fracture" class, so a healthy bone is assigned a fracture type, too.'
 )
 SUPPORT, AGAINST = (255, 140, 0), (60, 140, 255)  # orange and blue: distinct in every colour vision
+MAX_NAME = 100  # characters of a file's name that are shown
 PREVIEW_SIDE, CAM_SIDE = 640, 384  # pixels of the images as sent to the browser
 
 
 def percent(share: float, digits: int = 0) -> str:
     """Return a share in 0..1 as "23 %"."""
     return f"{100 * share:.{digits}f} %"
+
+
+def shorten(name: str) -> str:
+    """Return a name to display: one longer than MAX_NAME loses its middle."""
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME // 3]}\u2026{name[-2 * MAX_NAME // 3 :]}"
 
 
 _environment = Environment(
@@ -60,6 +71,7 @@ _environment.globals |= {
     "descriptions": {c.label: c.description for c in CLASSES},
     "disclaimer": DISCLAIMER,
 }
+_environment.filters["shorten"] = shorten
 
 
 def _render(macro: str, **values: Any) -> str:
@@ -72,12 +84,16 @@ def render_message(text: str, kind: Literal["hint", "warning", "error"] = "hint"
     return _render("message", text=text, kind=kind) if text else ""
 
 
-def render_predictions(result: ComparisonResult, names: Iterable[str], top_k: int) -> str:
-    """Return the summary and one card per model in `names`, with its top k classes or why it failed."""
-    names = list(names)
+def render_warnings(warnings: Sequence[str]) -> str:
+    """Return one warning as a paragraph, several as a list, or nothing."""
+    return _render("warnings", warnings=warnings) if warnings else ""
+
+
+def render_predictions(result: ComparisonResult, names: Sequence[str], top_k: int) -> str:
+    """Return the summary of the models `names` and one card each: its top k classes or why it failed."""
     return _render(
         "predictions",
-        summary=result.summary,
+        summary=summarize(result, names),
         cards=[(p, p.scores[:top_k]) for p in _select(result.predictions, names).values()],
         failures=_select(result.failures, names),
     )
@@ -109,8 +125,10 @@ def render_class_examples(rows: Iterable[tuple[str, int, str | Path]]) -> str:
 
 
 def render_cams(result: ComparisonResult, names: Iterable[str], label: str) -> str:
-    """Return each model's class activation map for the class `label`, laid over the image."""
+    """Return each model's class activation map for `label`, laid over the image; nothing without one."""
     predictions: dict[str, Prediction] = _select(result.predictions, names)
+    if not predictions:
+        return ""
     overlays = [
         (name, _probability(p, label), _png(_overlay(p.cam[LABEL2ID[label]], result.content_box)))
         for name, p in predictions.items()
@@ -133,14 +151,26 @@ def _overlay(cam: NDArray[np.float32], content_box: tuple[slice, slice]) -> Imag
     return Image.fromarray(rgba)
 
 
-def render_report(results: Iterable[ComparisonResult], date: str) -> str:
-    """Return a self-contained HTML file that prints one page per image."""
-    pages = []
-    for result in results:
+def render_report(rows: Sequence[BatchRow], date: str, summary: str) -> str:
+    """Return a self-contained HTML file: `summary`, the models, what was not classified, a page per image."""
+    pages: list[dict[str, Any]] = []
+    models: dict[str, ModelInfo] = {}
+    for row in rows:
+        if not (result := row.result):
+            continue
         top = result.top_prediction
         cams = render_cams(result, result.predictions, top.label) if top else ""
-        pages.append({"result": result, "images": render_images(result), "cams": cams})
-    return _environment.get_template("report.html").render(pages=pages, date=date, css=CSS)
+        pages.append({"row": row, "result": result, "images": render_images(result), "cams": cams})
+        models |= {name: prediction.info for name, prediction in result.predictions.items()}
+    return _environment.get_template("report.html").render(
+        pages=pages,
+        models=models,
+        not_classified=[row for row in rows if row.reason or row.failures],
+        summary=summary,
+        date=date,
+        version=fracture_lib.__version__,
+        css=CSS,
+    )
 
 
 def _png(image: Image.Image) -> str:

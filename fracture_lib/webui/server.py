@@ -22,9 +22,15 @@ from fracture_lib.errors import FractureError
 __all__ = [
     "API",
     "BATCH_QUEUE",
+    "DISK_FULL",
     "FILE_ROUTE",
     "IMAGE_QUEUE",
+    "INTERNAL_ERROR",
     "INVALID_REQUEST",
+    "MAX_BODY",
+    "MAX_MCP_BODY",
+    "MCP_ROUTE",
+    "NOT_AN_UPLOAD",
     "UPLOAD_PREFIX",
     "RequestGuard",
     "check_not_expired",
@@ -39,12 +45,14 @@ logger = logging.getLogger(__name__)
 IMAGE_QUEUE, BATCH_QUEUE = "image", "batch"
 
 MAX_BODY = 4_000_000  # bytes of a request other than an upload; the paths of 200 images take a tenth of it
+# MCP clients show a tool's message, but not that of a 413: somewhat larger requests are read, to get one.
+MAX_MCP_BODY = 8_000_000
 RESERVED_DISK = 1_000_000_000  # bytes that uploads leave free
 UPLOAD_PREFIX = "uploads-"  # of each process's own upload folder
 LOCK_FILE = ".lock"
 
 API = "/gradio_api/"
-FILE_ROUTE, UPLOAD_ROUTE = f"{API}file=", f"{API}upload"
+FILE_ROUTE, UPLOAD_ROUTE, MCP_ROUTE = f"{API}file=", f"{API}upload", f"{API}mcp"
 # The routes that browsers, gradio_client and MCP need. All others, such as a proxy and a video editor, are
 # closed and answer 404.
 OPEN_ROUTES = {"/", "/config", "/theme.css", "/manifest.json", "/robots.txt", "/favicon.ico"}
@@ -54,13 +62,15 @@ OPEN_API_ROUTES = {
 }
 OPEN_PREFIXES = (
     *("/assets/", "/static/", "/svelte/"),
-    *(f"{API}call/", f"{API}heartbeat/", f"{API}mcp/", FILE_ROUTE),
+    *(f"{API}call/", f"{API}heartbeat/", FILE_ROUTE),
     f"{API}run/",  # loads an example; `queue(api_open=False)` makes Gradio reject all other calls to it
 )
 
 DISK_FULL = "The server has no room for uploads. Try again in 20 minutes."
+NOT_AN_UPLOAD = "The file is not an upload to this page, or it has expired. Upload it again."
+INTERNAL_ERROR = "Something went wrong on our side. Try again, or report it."
 INVALID_REQUEST = "Invalid request. /gradio_api/info lists the endpoints and their parameters."
-TOO_LARGE = f"The request is too large; the limit is {MAX_BODY // 10**6} MB."
+NO_UPLOAD_DIR = "The server cannot store uploads at the moment. Try again later."
 
 HEADERS = {
     # A Space is embedded in a frame of huggingface.co, and on other sites in one of *.hf.space.
@@ -104,6 +114,8 @@ class RequestGuard:
         try:
             if not _is_open(path):
                 raise HTTPException(404, "Not found.")
+            if scope["method"] == "POST":
+                _create_upload_dir(self.upload_dir)
             self._check_size(path, int(Headers(scope=scope).get("content-length", 0)))
             await self.app(scope, receive_checked, send_with_headers)
         except Exception as error:  # Gradio raises many types for requests it does not expect
@@ -116,11 +128,23 @@ class RequestGuard:
 
     def _check_size(self, path: str, size: int) -> None:
         """Raise HTTPException if a request of `size` bytes, so far, is too large."""
+        limit = MAX_MCP_BODY if path.rstrip("/") == MCP_ROUTE else MAX_BODY
         if _is_upload(path):  # Gradio limits each file of an upload
             if shutil.disk_usage(self.upload_dir).free < RESERVED_DISK:
                 raise HTTPException(507, DISK_FULL)
-        elif size > MAX_BODY:
-            raise HTTPException(413, TOO_LARGE)
+        elif size > limit:
+            raise HTTPException(413, f"The request is too large; the limit is {limit // 10**6} MB.")
+
+
+def _create_upload_dir(folder: Path) -> None:
+    """Create the upload folder again if something else, such as a cleaner of /tmp, has deleted it.
+
+    Raises FractureError if that fails.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise FractureError(NO_UPLOAD_DIR) from error
 
 
 def _is_open(path: str) -> bool:
@@ -138,6 +162,8 @@ def _to_http(error: Exception, path: str) -> HTTPException:
     if isinstance(error, HTTPException):
         return error
     _log_failure(error)
+    if isinstance(error, FractureError):
+        return HTTPException(503, str(error))
     if isinstance(error, OSError) and _is_upload(path):
         return HTTPException(507, DISK_FULL)
     return HTTPException(400, INVALID_REQUEST)

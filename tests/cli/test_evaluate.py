@@ -4,11 +4,15 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from fracture_lib.cli import main
 from fracture_lib.data.dataset import load_dataset_folder
+from fracture_lib.data.duplicates import perceptual_hashes
 from fracture_lib.data.synthetic import synthetic_radiograph
+from fracture_lib.evaluation.ensemble import write_out_of_fold
 from fracture_lib.hub import BUNDLE
 from fracture_lib.models.report import EvaluationReport
 
@@ -118,17 +122,89 @@ def test_save_as_test_without_a_test_split_exits_with_two_and_changes_nothing(
     assert capsys.readouterr().err == "error: --save-as-test stores a test result. Add --split Test.\n"
 
 
-def test_save_as_test_with_the_training_images_in_a_flat_folder_changes_nothing(
-    test_data, model_folder, tmp_path, capsys
+def save_as_test(data, model_folder, split="Test"):
+    """Return the exit code, and check that the model changed only if that is 0."""
+    before = (model_folder / "evaluation.json").read_bytes()
+    code = evaluate(data, "--split", split, "--save-as-test", model=f"local-dir:{model_folder}")
+    assert ((model_folder / "evaluation.json").read_bytes() != before) == (code == 0)
+    return code
+
+
+def test_save_as_test_of_a_folder_without_splits_changes_nothing(test_data, model_folder, tmp_path, capsys):
+    flat = shutil.copytree(test_data / "Spiral fracture" / "Test", tmp_path / "flat" / "Spiral").parent
+    assert save_as_test(flat, model_folder) == 1
+    assert "error: --save-as-test needs a split folder, and this dataset has none." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split", ["Test", "test", "TEST"])
+def test_save_as_test_of_the_training_images_named_test_changes_nothing(
+    dataset_folder, model_folder, tmp_path, capsys, split
 ):
     report = EvaluationReport.read(model_folder)
-    flat = shutil.copytree(test_data / "Spiral fracture" / "Train", tmp_path / "flat" / "Spiral").parent
-    data = replace(report.data, fingerprint=load_dataset_folder(flat).fingerprint)
-    replace(report, data=data).write(model_folder)
-    before = (model_folder / "evaluation.json").read_bytes()
-    assert evaluate(flat, "--split", "Test", "--save-as-test", model=f"local-dir:{model_folder}") == 1
-    assert (model_folder / "evaluation.json").read_bytes() == before
+    fingerprint = load_dataset_folder(dataset_folder).fingerprint
+    replace(report, data=replace(report.data, fingerprint=fingerprint)).write(model_folder)
+    for folder in dataset_folder.iterdir():
+        if folder.is_dir():
+            shutil.copytree(folder / "Train", tmp_path / "data" / "test" / folder.name)
+    assert save_as_test(tmp_path / "data", model_folder, split) == 1
     assert "error: The model was trained on these images, so" in capsys.readouterr().err
+
+
+@pytest.fixture
+def trained_folder(dataset_folder, model_folder):
+    """A model folder that stores the hashes of the images in `dataset_folder`."""
+    images = load_dataset_folder(dataset_folder)
+    logits, indices = np.zeros((40, 10), np.float32), np.arange(40)
+    write_out_of_fold(model_folder, logits, images, indices, perceptual_hashes(images.paths))
+    return model_folder
+
+
+def new_image(seed):
+    """Return an image that is no near-duplicate of those in `dataset_folder`."""
+    blobs = np.random.default_rng(seed).integers(0, 255, (8, 8), np.uint8)
+    return Image.fromarray(blobs).resize((96, 96), Image.Resampling.BICUBIC)
+
+
+def as_test_split(images, folder):
+    """Write images as <folder>/Test/Spiral/*.jpg and return the folder."""
+    (folder / "Test" / "Spiral").mkdir(parents=True)
+    for i, image in enumerate(images):
+        image.convert("L").save(folder / "Test" / "Spiral" / f"{i}.jpg", quality=70)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["subset", "superset", "half the size", "mirrored", "other labels"])
+def test_save_as_test_of_training_images_in_disguise_changes_nothing(
+    dataset_folder, trained_folder, tmp_path, capsys, kind
+):
+    images = [Image.open(path) for path in load_dataset_folder(dataset_folder).paths[:8]]
+    if kind == "superset":
+        images += [new_image(i) for i in range(4)]
+    if kind == "half the size":
+        images = [image.resize((image.width // 2, image.height // 2)) for image in images]
+    if kind == "mirrored":
+        images = [ImageOps.mirror(image) for image in images]
+    assert save_as_test(as_test_split(images, tmp_path / "data"), trained_folder) == 1
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith(f"error: 8 of {len(images)} images are near-duplicates of training images, so")
+
+
+def test_save_as_test_with_few_known_images_counts_them_in_the_protocol(
+    dataset_folder, trained_folder, tmp_path
+):
+    known = Image.open(load_dataset_folder(dataset_folder).paths[0])
+    data = as_test_split([known, *(new_image(i) for i in range(4))], tmp_path / "data")
+    assert save_as_test(data, trained_folder) == 0
+    protocol = EvaluationReport.read(trained_folder).test.protocol
+    assert protocol == (
+        "the given model on the images of Test; 1 of 5 are near-duplicates of training images"
+    )
+
+
+def test_save_as_test_without_stored_hashes_compares_with_the_other_splits(test_data, model_folder, capsys):
+    (test_data / "Spiral fracture" / "Test" / "new.png").unlink()
+    assert save_as_test(test_data, model_folder) == 1
+    assert "error: 1 of 1 images are near-duplicates of training images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", ["hf-hub:someone/evaluated", "pytorch-cnn", "ensemble"])
@@ -138,3 +214,9 @@ def test_save_as_test_with_a_model_on_the_hub_exits_with_two(test_data, hub, mon
     assert evaluate(test_data, "--split", "Test", "--save-as-test", model=model) == 2
     expected = f"error: --save-as-test needs a bundled or local model; {model} is on the Hub.\n"
     assert capsys.readouterr().err == expected
+
+
+def test_save_as_test_with_a_configured_but_unreachable_hub_exits_with_two(test_data, monkeypatch, capsys):
+    monkeypatch.setenv("FRACTURE_HUB_RESNET50", f"someone/nothing@{'1' * 40}")  # the bundle takes its place
+    assert evaluate(test_data, "--split", "Test", "--save-as-test", model="resnet50") == 2
+    assert "resnet50 is on the Hub." in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """`fracture fit-ood`: what it prints and writes."""
 
 import numpy as np
+import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -24,6 +25,12 @@ def test_fit_ood_prints_the_rates_and_writes_the_detector(dataset_folder, tmp_pa
     assert f"  colour noise detected       {rate.percent()}, n = 3\n" in text
     assert text.endswith(f"\nWrote the detector to {out}.\n")
     assert load_file(out / "reference_embeddings.safetensors")["embeddings"].shape == (40, 2048)
+
+
+def test_fit_ood_without_out_exits_with_two_and_keeps_the_bundled_detector(dataset_folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit-ood", "--data", str(dataset_folder), "--others", str(tmp_path)])
+    assert stop.value.code == 2 and "required: --out" in capsys.readouterr().err
 
 
 def test_fit_ood_without_other_images_is_one_error_line(dataset_folder, tmp_path, capsys):

@@ -1,11 +1,13 @@
 """`fracture predict`: inputs, the three output formats, and what is wrong with an image."""
 
+import codecs
 import csv
 import io
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from PIL import Image
 
 import fracture_lib
 from fracture_lib.cli import main
-from fracture_lib.cli.predict import find_images
+from fracture_lib.cli.inputs import find_images
 from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.errors import InvalidImage, ModelUnavailable
 from fracture_lib.hub import BUNDLE
@@ -67,6 +69,7 @@ def test_predict_prints_every_model_the_summary_and_the_sources(image_path, caps
     assert err.splitlines() == [
         "pytorch-cnn, tensorflow-cnn, resnet50, ensemble: bundled weights",
         'Not a medical device. There is no "no fracture" class: a healthy bone gets a fracture type too.',
+        "1 image: 1 answered.",
     ]
 
 
@@ -102,12 +105,12 @@ def test_json_is_one_object_per_image_and_equals_to_dict(image_path, dataset_fol
         assert without_times(result) == without_times(expected)
 
 
-def test_json_of_an_unreadable_image_has_the_keys_image_and_error(tmp_path, capsys):
+def test_json_of_an_unreadable_image_has_its_name_status_and_error(tmp_path, capsys):
     assert main(["predict", str(tmp_path / "none.png"), "--json", *ONE_MODEL]) == 1
     out, err = capsys.readouterr()
     error = "Cannot open 'none.png': No such file or directory."
-    assert json.loads(out) == {"image": str(tmp_path / "none.png"), "error": error}
-    assert err == f"error: {tmp_path / 'none.png'}: {error}\n"
+    assert json.loads(out) == {"image": str(tmp_path / "none.png"), "status": "unreadable", "error": error}
+    assert err == f"error: {tmp_path / 'none.png'}: {error}\n1 image: 0 answered, 1 unreadable.\n"
 
 
 # CSV
@@ -116,21 +119,22 @@ def test_json_of_an_unreadable_image_has_the_keys_image_and_error(tmp_path, caps
 def test_csv_to_stdout_has_one_line_per_image_and_model(image_path, tmp_path, capsys):
     assert main(["predict", str(image_path), str(tmp_path / "none.png"), "--csv", "-"]) == 1
     out = capsys.readouterr().out
-    assert "\r" not in out
+    assert "\r" not in out and out.startswith("image,")
     rows = list(csv.DictReader(io.StringIO(out)))
     assert [row["model"] for row in rows] == [*ALL_MODELS, ""]
     expected = fracture_lib.compare(image_path).predictions
     for row in rows[:-1]:
-        assert row["image"] == str(image_path) and row["label"] == expected[row["model"]].label
+        assert row["image"] == str(image_path) and row["rank_1"] == expected[row["model"]].label
         assert sum(float(row[label]) for label in LABEL2ID) == pytest.approx(1, abs=0.001)
-    assert rows[-1]["image"].endswith("none.png") and "No such file" in rows[-1]["warnings"]
+    assert rows[-1]["image"].endswith("none.png") and "No such file" in rows[-1]["error"]
 
 
 def test_csv_to_a_file_creates_its_folder_and_leaves_stdout_empty(image_path, tmp_path, capsys):
     path = tmp_path / "new folder" / "results.csv"
     assert main(["predict", str(image_path), str(image_path.parent), *ONE_MODEL, "--csv", str(path)]) == 0
     assert capsys.readouterr().out == ""
-    with path.open(encoding="utf-8", newline="") as file:
+    assert path.read_bytes().startswith(codecs.BOM_UTF8 + b"image,status,model,rank_1")
+    with path.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["image"] for row in rows] == [str(image_path)]  # named twice, classified once
 
@@ -241,7 +245,7 @@ def names(paths, root):
 
 
 def test_find_images_with_a_folder_searches_it_with_its_subfolders(folder):
-    found = names(find_images(str(folder)), folder)
+    found = names(find_images(str(folder))[0], folder)
     assert sorted(found) == sorted(
         ["a.JPG", "b.png", "f.dcm", "sub/1.2.840.10008", "sub/IM0001", "sub/c.tiff", "sub/scan[1].png"]
     )
@@ -259,13 +263,14 @@ def test_find_images_with_a_folder_searches_it_with_its_subfolders(folder):
     ],
 )
 def test_find_images_with_a_pattern_expands_it(folder, pattern, expected):
-    assert names(find_images(str(folder / pattern)), folder) == expected
+    assert names(find_images(str(folder / pattern))[0], folder) == expected
 
 
 def test_find_images_with_a_relative_pattern_returns_relative_paths(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    assert find_images("*.png") == [Path("b.png")]
-    assert find_images(".")[0] == Path("a.JPG")
+    assert find_images("*.png") == ([Path("b.png")], 0)
+    assert find_images("**/b*")[0] == [Path("b.png")]
+    assert find_images(".")[0][0] == Path("a.JPG")
 
 
 @pytest.mark.parametrize(
@@ -291,18 +296,106 @@ def test_predict_with_a_name_that_is_too_long_still_classifies_the_others(image_
     assert out.startswith(str(image_path)) and "File name too long." in err
 
 
+def test_find_images_counts_what_is_not_an_image_and_finds_an_image_by_its_bytes(folder):
+    (folder / "photo").write_bytes((folder / "a.JPG").read_bytes())
+    (folder / "DICOMDIR").write_bytes((folder / "f.dcm").read_bytes())
+    (folder / "Thumbs.db").write_bytes(b"hidden, so not counted")
+    found, n_left_out = find_images(str(folder))
+    assert "photo" in names(found, folder) and "DICOMDIR" not in names(found, folder)
+    assert n_left_out == 4  # with a text, a README and a CSV file
+
+
+@pytest.mark.parametrize("pattern", ["", "**", "**/*", "**/*.png"])
+def test_find_images_with_links_to_folders_ends_and_finds_each_file_once(folder, pattern):
+    for link in ("loop", "sub/one", "sub/two"):
+        (folder / link).symlink_to(folder)
+    (folder / "z.png").symlink_to(folder / "b.png")
+    found = names(find_images(str(folder / pattern))[0], folder)
+    assert found.count("b.png") == 1 and "z.png" not in found
+    assert len(found) == len({(folder / name).resolve() for name in found})
+    assert "sub/scan[1].png" in found
+
+
+def test_predict_with_an_empty_argument_is_wrong_usage(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", ""])
+    assert stop.value.code == 2 and "it is empty" in capsys.readouterr().err
+
+
+def test_predict_with_a_zip_classifies_its_members(image_path, tmp_path, capsys):
+    path = tmp_path / "scans.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("anna/IM1", "berta/IM1"):
+            archive.write(image_path, name)
+        archive.writestr("viewer.dll", b"MZ")
+    assert main(["predict", str(path), str(image_path), *ONE_MODEL, "--json"]) == 0
+    out, err = capsys.readouterr()
+    images = [json.loads(line)["image"] for line in out.splitlines()]
+    assert images == [f"{path}/anna/IM1", f"{path}/berta/IM1", str(image_path)]
+    assert err == f"3 images: 3 answered. 1 file in {path} is not an image and was left out.\n"
+
+
+def test_predict_ends_with_a_tally_that_adds_up(image_path, colour_image, tmp_path, capsys):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"text")
+    assert main(["predict", str(image_path), str(colour_image), str(bad), *ONE_MODEL]) == 1
+    tally = capsys.readouterr().err.splitlines()[-1]
+    assert tally == "3 images: 1 answered, 1 rejected, 1 unreadable."
+
+
+# A model that cannot be loaded
+
+
+def test_predict_with_all_models_goes_on_without_a_misconfigured_one(image_path, capsys, monkeypatch):
+    monkeypatch.setenv("FRACTURE_HUB_PYTORCH_CNN", "not a repository")
+    assert main(["predict", str(image_path), "--json"]) == 1
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert [p["model"] for p in result["predictions"]] == ["tensorflow-cnn", "resnet50"]
+    assert list(result["failures"]) == ["pytorch-cnn", "ensemble"]
+    assert f"error: {image_path}: pytorch-cnn: FRACTURE_HUB_PYTORCH_CNN is " in err
+    assert err.splitlines()[-1] == "1 image: 1 answered."
+
+
+def test_predict_with_a_misconfigured_model_that_was_chosen_ends_at_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FRACTURE_HUB_PYTORCH_CNN", "not a repository")
+    assert main(["predict", str(tmp_path / "none.png"), *ONE_MODEL]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: FRACTURE_HUB_PYTORCH_CNN is ") and err.count("\n") == 1
+
+
 # Streams
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 @pytest.mark.parametrize("output", [[], ["--json"], ["--csv", "-"]], ids=["text", "json", "csv"])
-def test_name_that_the_console_cannot_print_is_escaped(tmp_path, output):
+def test_name_that_the_console_cannot_print_is_escaped(tmp_path, image_path, output, encoding):
     path = tmp_path / "骨折.png"
     synthetic_radiograph("Spiral").save(path)
-    process = start(path, tmp_path / "骨.png", *ONE_MODEL, *output, PYTHONIOENCODING="cp1252", PYTHONUTF8="0")
-    out, err = (stream.decode("cp1252") for stream in process.communicate())
+    process = start(
+        path,
+        tmp_path / "骨.png",
+        image_path,
+        *ONE_MODEL,
+        *output,
+        PYTHONIOENCODING=encoding,
+        PYTHONUTF8="0",
+    )
+    out, err = (stream.decode(encoding) for stream in process.communicate())
     assert process.returncode == 1 and "Traceback" not in err
-    assert r"\u9aa8\u6298.png" in out
+    assert r"\u9aa8\u6298.png" in out and image_path.name in out
     assert r"error: " in err and r"\u9aa8.png" in err
+    if output == ["--json"]:
+        assert json.loads(out.splitlines()[0])["image"] == str(path)
+
+
+def test_control_characters_of_a_name_are_escaped(tmp_path, capsys):
+    path = tmp_path / "a\x1b[31m\nb.png"
+    synthetic_radiograph("Spiral").save(path)
+    assert main(["predict", str(path), str(tmp_path / "c\r.png"), *ONE_MODEL]) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0].endswith(r"a\x1b[31m\nb.png")
+    assert r"c\r.png: Cannot open" in err and "\r" not in err
 
 
 def test_closed_pipe_ends_without_a_traceback(image_path, dataset_folder):

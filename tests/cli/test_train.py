@@ -50,18 +50,19 @@ def test_train_writes_a_model_that_predicts_and_its_card(dataset_folder, tmp_pat
 def test_train_without_options_uses_the_defaults_and_the_recipe(training_calls, tmp_path):
     assert train("--data", "hf-hub:owner/name", "--out", tmp_path / "out", model="tensorflow-cnn") == 0
     defaults = {"split": "Train", "n_folds": 5, "n_measured_folds": None, "seed": 0, "pretrained": None}
+    defaults |= {"keep_checkpoints": False}
     options = {**defaults, "recipe": RECIPES["tensorflow-cnn"]}
     assert training_calls == [("tensorflow-cnn", "hf-hub:owner/name", tmp_path / "out", options)]
 
 
 def test_train_with_options_passes_them_on(training_calls, tmp_path):
     options = ["--split", "all", "--n-folds", "4", "--n-measured-folds", "2", "--seed", "7", "--epochs", "9"]
-    pretrained = ["--pretrained", "weights.safetensors"]
+    pretrained = ["--pretrained", "weights.safetensors", "--keep-checkpoints"]
     assert train("--data", "D", "--out", tmp_path / "out", *options, *pretrained, model="resnet50") == 0
     _, data, _, passed = training_calls[0]
     assert data == "D" and passed["recipe"].epochs == 9
     assert [passed[key] for key in ("split", "n_folds", "n_measured_folds", "seed")] == ["all", 4, 2, 7]
-    assert passed["pretrained"] == "weights.safetensors"
+    assert passed["pretrained"] == "weights.safetensors" and passed["keep_checkpoints"] is True
 
 
 @pytest.mark.parametrize("option", ["--epochs", "--n-folds", "--n-measured-folds"])
@@ -83,6 +84,13 @@ def test_train_with_a_number_below_one_exits_with_two(capsys, option, value):
 def test_train_with_impossible_folds_exits_with_two(dataset_folder, tmp_path, capsys, options, message):
     assert train("--data", dataset_folder, "--out", tmp_path / "out", *options) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_train_of_a_cnn_with_pretrained_weights_exits_with_two(dataset_folder, tmp_path, capsys):
+    assert train("--data", dataset_folder, "--out", tmp_path / "out", "--pretrained", "weights") == 2
+    assert capsys.readouterr().err == (
+        "error: pytorch-cnn starts from random weights. Leave out the pretrained weights.\n"
+    )
 
 
 def test_train_with_missing_weights_is_one_error_line(dataset_folder, tmp_path, capsys):
@@ -117,6 +125,12 @@ def test_ensemble_prints_the_metrics_and_the_weights_and_writes_the_report(tmp_p
 def test_ensemble_with_a_name_instead_of_a_folder_is_one_error_line(tmp_path, capsys):
     assert main(["ensemble", "--models", "resnet50", "--out", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("error: resnet50 has no readable out_of_fold.safetensors")
+
+
+def test_ensemble_of_the_same_model_twice_is_one_error_line(tmp_path, capsys):
+    folder = str(BUNDLE / "pytorch-cnn")
+    assert main(["ensemble", "--models", folder, folder, "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err == "error: pytorch-cnn is given more than once. Give each model once.\n"
 
 
 def test_remeasure_prints_and_rewrites_the_report(tmp_path, capsys):

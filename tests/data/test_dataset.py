@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
 from fracture_lib.data.dataset import assign_folds, load_dataset_folder, load_pixels
 from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.errors import InvalidArgument, InvalidData, UnknownLabel
-from fracture_lib.io.image import preprocess
+from fracture_lib.io.image import load_image, preprocess
 from fracture_lib.labels import CLASSES
+from tests.helpers.dicom_files import dicom
 
 
 def write_images(root: Path, pattern: str, seeds: tuple[int, ...] = (0,)) -> Path:
@@ -57,10 +58,95 @@ def test_load_dataset_folder_with_manifest_groups_by_source(dataset_folder):
     assert images.groups.dtype == np.int64 and images.hub is None
 
 
-def test_load_dataset_folder_with_incomplete_manifest_groups_by_hash(dataset_folder, tmp_path):
-    shutil.copytree(dataset_folder, tmp_path / "data")
-    synthetic_radiograph("Spiral", 9).save(tmp_path / "data" / "Spiral fracture" / "Train" / "unlisted.png")
-    assert load_dataset_folder(tmp_path / "data").grouped_by == "perceptual hash"
+def test_load_dataset_folder_with_incomplete_manifest_keeps_its_groups_and_adds_near_duplicates(
+    dataset_folder, tmp_path, caplog
+):
+    data = shutil.copytree(dataset_folder, tmp_path / "data")
+    rows = (data / "manifest.csv").read_text().splitlines()
+    patients = [f"{row.rpartition(',')[0]},{i // 10}" for i, row in enumerate(rows[1:])]
+    (data / "manifest.csv").write_text("\n".join([rows[0], *patients]))
+    folder = data / "Spiral fracture" / "Train"
+    synthetic_radiograph("Spiral", 9).save(folder / "new.png")
+    shutil.copy(folder / "0.png", folder / "copy.png")  # links its copy's group
+    images = load_dataset_folder(data)
+    names = [path.relative_to(data).as_posix() for path in images.paths]
+    groups = dict(zip(names, images.groups, strict=True))
+    listed = [groups[row.partition(",")[0]] for row in patients]
+    assert images.grouped_by == "source_group and perceptual hash" and images.groups.dtype == np.int64
+    assert listed == np.repeat(listed[::10], 10).tolist() and len(set(listed)) == 4
+    assert groups["Spiral fracture/Train/copy.png"] == groups["Spiral fracture/Train/0.png"]
+    assert groups["Spiral fracture/Train/new.png"] not in listed and len(set(images.groups)) == 5
+    assert "2 of 42 images have no source_group in manifest.csv, such as copy.png" in caplog.text
+
+
+def test_load_dataset_folder_with_empty_groups_only_groups_by_hash(tmp_path):
+    write_images(tmp_path, "{label}")
+    rows = [f"{c.label}/{c.label}-0.png," for c in CLASSES]
+    (tmp_path / "manifest.csv").write_text("\n".join(["path,source_group", *rows]))
+    assert load_dataset_folder(tmp_path).grouped_by == "perceptual hash"
+
+
+def test_load_dataset_folder_with_manifest_of_another_split_groups_by_hash(dataset_folder, tmp_path):
+    data = shutil.copytree(dataset_folder, tmp_path / "data")
+    shutil.copytree(data / "Spiral fracture" / "Train", data / "Spiral fracture" / "Test")
+    assert load_dataset_folder(data, "Train").grouped_by == "source_group"
+    assert load_dataset_folder(data, "Test").grouped_by == "perceptual hash"
+
+
+# Files
+
+
+EVERY_FORMAT = ["a.png", "a.PNG", "a.jpg", "a.jfif", "a.jpe", "a.tif", "a.webp", "a.bmp", "a.gif"]
+EVERY_FORMAT += ["a.dcm", "a.DCM", "a.dicom", "IM000001", "1.2.840.1"]
+METADATA = ["._0.png", ".DS_Store", "__MACOSX/._0.png", ".ipynb_checkpoints/0-checkpoint.png", "Thumbs.db"]
+
+
+@pytest.mark.parametrize("name", [*METADATA, ".thumbnails/0.jpg", "@eaDir/0.jpg", "desktop.ini"])
+@pytest.mark.parametrize("place", ["", "Spiral fracture", "Spiral fracture/Train"])
+def test_load_dataset_folder_with_metadata_of_a_system_ignores_it(dataset_folder, tmp_path, place, name):
+    data = shutil.copytree(dataset_folder, tmp_path / "data")
+    path = data / place / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"no image")
+    assert len(load_dataset_folder(data, "Train").paths) == 40
+
+
+@pytest.mark.parametrize("name", EVERY_FORMAT)
+def test_load_dataset_folder_reads_every_format_that_load_image_reads(tmp_path, name):
+    write_images(tmp_path, "{label}")
+    image, path = synthetic_radiograph("Spiral", 5, width=64, height=96), tmp_path / "Spiral" / name
+    if Image.registered_extensions().get(path.suffix.lower()):
+        image.save(path, Image.registered_extensions()[path.suffix.lower()])
+    else:
+        path.write_bytes(dicom(np.asarray(image)))
+    images = load_dataset_folder(tmp_path)
+    pixels = load_pixels(images)
+    assert path in images.paths and len(images.paths) == 11
+    np.testing.assert_allclose(pixels[images.paths.index(path), 0], preprocess(image), atol=0.15)
+
+
+def test_load_dataset_folder_with_other_files_among_the_images_counts_them(tmp_path, caplog):
+    write_images(tmp_path, "{label}")
+    for name in ("README.md", "Spiral/notes.txt", "Spiral/labels.json"):
+        (tmp_path / name).write_text("text")
+    assert len(load_dataset_folder(tmp_path).paths) == 10
+    assert "2 files are not images and were left out, such as labels.json." in caplog.text
+
+
+def test_load_dataset_folder_with_images_outside_the_splits_counts_them(dataset_folder, tmp_path, caplog):
+    data = shutil.copytree(dataset_folder, tmp_path / "data")
+    synthetic_radiograph("Spiral", 9).save(data / "Spiral fracture" / "loose.png")
+    assert len(load_dataset_folder(data, "Train").paths) == 40
+    assert "1 images are in no split, such as loose.png." in caplog.text
+
+
+def test_load_dataset_folder_with_image_in_two_splits_names_it(tmp_path):
+    write_images(tmp_path, "Test/{label}/Train")
+    with pytest.raises(InvalidData, match=r"The split of Test/.*\.png is unclear"):
+        load_dataset_folder(tmp_path, "Test")
+
+
+# Groups
 
 
 def test_load_dataset_folder_without_manifest_groups_near_duplicates_across_labels(tmp_path):
@@ -121,6 +207,24 @@ def test_load_pixels_with_transforms_applies_each_at_full_size(dataset_folder):
     assert list(pixels) == ["flip", "same"] and shapes == {(96, 64)}
     np.testing.assert_array_equal(pixels["same"], load_pixels(images))
     np.testing.assert_allclose(pixels["flip"], pixels["same"][:, :, ::-1], atol=1e-6)
+
+
+def test_load_pixels_counts_the_images_that_were_read_with_a_warning(dataset_folder, monkeypatch, caplog):
+    calls = []
+
+    def load(path):
+        calls.append(path)
+        texts = ("First of 3 frames.",) if len(calls) % 4 == 0 else ()
+        return replace(load_image(path), warnings=texts + ("Window ignored.",) * (len(calls) == 4))
+
+    monkeypatch.setattr("fracture_lib.data.reading.load_image", load)
+    images = load_dataset_folder(dataset_folder)
+    load_pixels(images)
+    [record] = caplog.records
+    assert record.getMessage() == (
+        "Reading images: 10 of 40 images were read with a warning: First of 3 frames (10); "
+        "Window ignored (1)."
+    )
 
 
 def test_load_pixels_with_unreadable_image_names_it(tmp_path):

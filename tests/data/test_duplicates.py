@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from fracture_lib.data.duplicates import near_duplicate_groups
+from fracture_lib.data.duplicates import have_near_duplicates, near_duplicate_groups, perceptual_hashes
 from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.errors import InvalidData
 
@@ -41,6 +41,17 @@ def test_near_duplicate_groups_of_different_images_differ(tmp_path):
         coarse = Image.fromarray(rng.integers(0, 255, (6, 6), np.uint8))
         coarse.resize((96, 96), Image.Resampling.BICUBIC).save(path)
     assert len(set(near_duplicate_groups(paths))) == 6
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_have_near_duplicates_finds_a_copy_and_no_other_image(name, tmp_path):
+    paths = [tmp_path / "copy.png", tmp_path / "other.png"]
+    COPIES[name].save(paths[0])
+    synthetic_radiograph("Greenstick").save(paths[1])
+    ORIGINAL.save(tmp_path / "original.png")
+    hashes = perceptual_hashes([tmp_path / "original.png"])
+    assert (hashes.shape, hashes.dtype) == ((1, 8), np.uint8)
+    assert have_near_duplicates(paths, hashes).tolist() == [True, False]
 
 
 def test_near_duplicate_groups_with_unreadable_image_raises_invalid_data(tmp_path):

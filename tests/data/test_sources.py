@@ -6,13 +6,16 @@ import sys
 from types import SimpleNamespace
 
 import datasets
+import numpy as np
 import pytest
 
-from fracture_lib.data.dataset import load_dataset_folder
+from fracture_lib.data.dataset import load_dataset_folder, load_pixels
 from fracture_lib.data.sources import resolve_dataset
 from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.errors import InvalidData, UnknownLabel
+from fracture_lib.io.image import preprocess
 from fracture_lib.labels import CLASSES
+from tests.helpers.dicom_files import dicom
 from tests.helpers.images import encode_image
 
 
@@ -60,6 +63,60 @@ def test_load_dataset_folder_of_hub_dataset_keeps_its_groups_and_name(dataset_re
     images = load_dataset_folder(f"hf-hub:{dataset_repo}@main", "train")
     assert images.hub == f"{dataset_repo}@main" and images.grouped_by == "source_group"
     assert (images.groups == images.labels // 2).all() and images.split == "train"
+
+
+def test_load_dataset_folder_of_hub_dataset_with_some_groups_keeps_them(hub):
+    rows = [
+        {"image": encode_image(synthetic_radiograph(c.label)), "label": c.label}
+        | {"source_group": None if c.id == 9 else str(c.id // 3)}
+        for c in CLASSES
+    ]
+    hub.add("someone/partly", {"data/train-00000.parquet": parquet(rows)}, kind="datasets")
+    images = load_dataset_folder("hf-hub:someone/partly")
+    assert images.grouped_by == "source_group and perceptual hash"
+    groups = images.groups[np.argsort(images.labels)]
+    assert len(set(groups)) == 4 and (groups[:9] == np.repeat(groups[[0, 3, 6]], 3)).all()
+
+
+def test_load_dataset_folder_of_hub_dataset_of_dicom_files_reads_them(hub):
+    image = synthetic_radiograph("Spiral", width=64, height=96)
+    data = parquet([{"image": dicom(np.asarray(image)), "label": "Spiral"}])
+    hub.add("someone/dicom", {"data/train-00000.parquet": data}, kind="datasets")
+    pixels = load_pixels(load_dataset_folder("hf-hub:someone/dicom"))
+    np.testing.assert_allclose(pixels[0, 0], preprocess(image), atol=0.02)
+
+
+@pytest.mark.parametrize("folder", ["{label}", "train/{label} fracture"])
+@pytest.mark.parametrize("names", [("0.png", "1.dcm"), ("0.dcm", "1.dcm"), ("0.png", "1")])
+def test_load_dataset_folder_of_hub_class_folders_reads_dicom_and_the_manifest(hub, folder, names):
+    files, rows = {"README.md": b"---\nlicense: mit\n---\n"}, ["path,source_group"]
+    for label in ("Spiral", "Oblique"):
+        image = synthetic_radiograph(label, width=64, height=96)
+        for name in names:
+            path = f"{folder.format(label=label)}/{name}"
+            files[path] = encode_image(image) if name.endswith("png") else dicom(np.asarray(image))
+            rows.append(f"{path},{name}")
+    files["manifest.csv"] = "\n".join(rows).encode()
+    repo = "someone/" + "".join(filter(str.isalnum, folder + "".join(names)))
+    hub.add(repo, files, kind="datasets")
+    images = load_dataset_folder(f"hf-hub:{repo}")
+    assert images.labels.tolist() == [7, 7, 9, 9] and images.hub == repo
+    assert images.grouped_by == "source_group" and images.groups.tolist() == [0, 1, 0, 1]
+    first, second, *_ = load_pixels(images)
+    np.testing.assert_allclose(first, second, atol=0.02)
+
+
+def test_resolve_dataset_with_image_folder_of_datasets_keeps_dicom_files(tmp_path):
+    image = synthetic_radiograph("Spiral", width=64, height=96)
+    names = ["a.dcm", "IM000001", "b.png"]
+    for name in names[:2]:
+        (tmp_path / name).write_bytes(dicom(np.asarray(image)))
+    image.save(tmp_path / "b.png")
+    rows = ["file_name,label", *(f"{name},Spiral" for name in names)]
+    (tmp_path / "metadata.csv").write_text("\n".join(rows))
+    pixels = load_pixels(load_dataset_folder(tmp_path))
+    assert len(pixels) == 3
+    np.testing.assert_allclose(pixels[:, 0], np.stack([preprocess(image)] * 3), atol=0.02)
 
 
 def test_resolve_dataset_with_malformed_hub_reference_raises_invalid_data(hub):

@@ -108,6 +108,29 @@ def test_conformal_sets_grow_with_the_level(held_out):
     assert small.mean_size.value < large.mean_size.value <= 10
 
 
+@pytest.mark.parametrize(
+    ("n", "level", "n_reaching"),
+    [
+        (9, 0.9, 9),  # ceil(10 * 0.9)
+        (10, 0.9, 10),  # ceil(9.9)
+        (19, 0.9, 18),
+        (99, 0.9, 90),
+        (989, 0.9, 891),  # 990 * (1 - 0.9) is below 99 in floating point
+        (989, 0.7, 693),
+        (19, 0.95, 19),
+        (9, 0.8, 8),
+        (9, 0.3, 3),
+    ],
+)
+def test_conformal_sets_threshold_is_reached_by_the_exact_number_of_images(n, level, n_reaching):
+    p_true = np.random.default_rng(0).permutation(np.arange(1, n + 1) / (2 * n))
+    probabilities = np.repeat((1 - p_true[:, None]) / 9, 10, axis=1)
+    labels = np.arange(n) % 10
+    probabilities[np.arange(n), labels] = p_true
+    threshold = conformal_sets(probabilities, labels, np.arange(n), level).threshold
+    assert threshold == round(np.sort(p_true)[n - n_reaching], 4)
+
+
 def test_conformal_sets_of_too_few_images_contain_every_class():
     sets = conformal_sets(np.full((3, 10), 0.1), np.arange(3), np.arange(3))
     assert sets.threshold == 0 and sets.mean_size.value == 10

@@ -78,6 +78,13 @@ def test_write_out_of_fold_keeps_the_measured_images(tmp_path):
     assert found.logits.dtype == np.float32 and (found.logits == logits).all()
     assert (found.labels.tolist(), found.groups.tolist()) == ([4, 1], [14, 11])
     assert (found.indices.tolist(), found.fingerprint) == ([4, 1], "abc")
+    assert found.training_hashes is None
+
+
+def test_measure_ensemble_of_the_same_model_twice_names_it(members, tmp_path):
+    with pytest.raises(InvalidData, match=r"^resnet50 is given more than once\. Give each model once\.$"):
+        measure_ensemble([*members, members[2]], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

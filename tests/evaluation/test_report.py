@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from fracture_lib.data.dataset import load_dataset_folder, load_pixels
 from fracture_lib.data.synthetic import synthetic_radiograph
-from fracture_lib.errors import InvalidData, UnknownModel
+from fracture_lib.errors import InvalidArgument, InvalidData, UnknownModel
 from fracture_lib.evaluation.perturbations import PERTURBATIONS
 from fracture_lib.evaluation.report import evaluate, evaluation_report, out_of_fold_report, summarize_data
 from fracture_lib.hub import BUNDLE
@@ -129,6 +129,25 @@ def test_evaluate_excluding_its_own_images_has_no_deduplicated_report(dataset_fo
     with caplog.at_level(logging.WARNING):
         report = evaluate("pytorch-cnn", dataset_folder, exclude_duplicates_of="Train")
     assert report.deduplicated is None and "near-duplicate in Train" in caplog.text
+
+
+@pytest.mark.parametrize("split", ["Train", "train", "TRAIN"])
+def test_evaluate_excluding_duplicates_of_its_own_split_raises_invalid_argument(dataset_folder, split):
+    with pytest.raises(InvalidArgument, match="cannot be compared with themselves"):
+        evaluate("pytorch-cnn", dataset_folder, "Train", exclude_duplicates_of=split)
+
+
+def test_evaluate_excluding_duplicates_of_a_missing_split_names_those_it_found(split_folder):
+    with pytest.raises(InvalidData, match=r"no images of the split Valid\..*the splits test, train"):
+        evaluate("pytorch-cnn", split_folder, "Test", exclude_duplicates_of="Valid")
+
+
+@pytest.mark.parametrize("split", ["Test", None])
+def test_evaluate_excluding_duplicates_in_a_folder_without_splits_raises_invalid_data(tmp_path, split):
+    (tmp_path / "Spiral").mkdir()
+    synthetic_radiograph("Spiral").save(tmp_path / "Spiral" / "0.png")
+    with pytest.raises(InvalidData, match="no split folders, so no Train to compare with"):
+        evaluate("pytorch-cnn", tmp_path, split, exclude_duplicates_of="Train")
 
 
 def test_evaluate_on_training_images_says_so(model_folder, dataset_folder):

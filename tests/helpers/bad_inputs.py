@@ -4,7 +4,6 @@ The library, the command line and the page are all tested with BAD_FILES.
 """
 
 import struct
-import zlib
 from typing import Any
 
 import numpy as np
@@ -12,18 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fracture_lib.data.synthetic import synthetic_radiograph
-from tests.helpers.images import encode_image
-
-
-def _png_chunk(kind: bytes, data: bytes = b"") -> bytes:
-    body = kind + data
-    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+from tests.helpers.images import encode_image, png_chunk
 
 
 def _decompression_bomb() -> bytes:
     """A few bytes of PNG whose header announces 20,000 x 20,000 pixels."""
     header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + _png_chunk(b"IHDR", header) + _png_chunk(b"IDAT") + _png_chunk(b"IEND")
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT") + png_chunk(b"IEND")
 
 
 def _tiff(entries: list[tuple[int, int, int, int]]) -> bytes:
@@ -38,35 +32,19 @@ def _huge_tile() -> bytes:
     return _tiff([(tag, 4, 1, value) for tag, value in tags.items()])
 
 
-def _empty_second_directory() -> bytes:
-    """A TIFF whose second directory is empty: for Pillow, a frame without a size."""
-    data = bytearray(encode_image(_IMAGE, "TIFF"))
-    directory = int.from_bytes(data[4:8], "little")
-    n_entries = int.from_bytes(data[directory : directory + 2], "little")
-    next_directory = directory + 2 + 12 * n_entries
-    data[next_directory : next_directory + 4] = len(data).to_bytes(4, "little")
-    return bytes(data) + bytes(6)
-
-
 _IMAGE = synthetic_radiograph("Spiral", width=64, height=96)
 _PNG, _JPEG = encode_image(_IMAGE), encode_image(_IMAGE, "JPEG")
-_ANIMATED_GIF = encode_image(
-    _IMAGE, "GIF", save_all=True, append_images=[_IMAGE.rotate(90), _IMAGE.rotate(180)]
-)
 
 # File name -> (bytes, pattern of the message)
 BAD_FILES: dict[str, tuple[bytes, str]] = {
     "text.png": (b"this is a note, not an image", "Unsupported file"),
     "truncated.png": (_PNG[:2000], "incomplete"),
     "truncated.jpg": (_JPEG[:900], "incomplete"),
-    "header-only.png": (b"\x89PNG\r\n\x1a\n", "Unsupported file"),
+    "header-only.png": (b"\x89PNG\r\n\x1a\n", "incomplete"),
     "empty.png": (b"", "empty"),
     "one-pixel.png": (encode_image(Image.new("L", (1, 1))), "too small .1x1."),
     "bomb.png": (_decompression_bomb(), "million pixels"),
-    "animated.gif": (_ANIMATED_GIF, "several frames"),
-    "damaged-second-frame.gif": (_ANIMATED_GIF[: _ANIMATED_GIF.index(b"!\xf9") + 1], "damaged"),
-    "second-directory.tif": (_empty_second_directory(), "several frames"),
-    "chunks.png": (_PNG[:33] + 30_000 * _png_chunk(b"teSt") + _PNG[33:], "too many parts"),
+    "chunks.png": (_PNG[:33] + 30_000 * png_chunk(b"teSt") + _PNG[33:], "too many parts"),
     "comments.jpg": (_JPEG[:2] + 30_000 * b"\xff\xfe\0\2" + _JPEG[2:], "too many parts"),
     # 2,000 tags that all point to the same 100 kB
     "tags.tif": (

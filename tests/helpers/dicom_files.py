@@ -1,12 +1,14 @@
 """Build DICOM files in memory, with pydicom and GDCM, and read those that pydicom ships."""
 
 import io
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
@@ -70,6 +72,26 @@ def encode_dicom(dataset: Dataset, syntax: str = EXPLICIT) -> bytes:
 def encapsulated(codestream: bytes, pixels: NDArray[Any], syntax: str, **elements: Any) -> bytes:
     """Return a DICOM file with one codestream, whose other elements describe `pixels`."""
     return dicom(pixels, syntax, **elements, PixelData=encapsulate([codestream]))
+
+
+def fragmented(codestreams: Sequence[bytes], n_fragments: int, table: str = "empty") -> bytes:
+    """Return pixel data with each codestream in `n_fragments`; the offset table is empty, right or wrong."""
+    pixel_data = encapsulate(list(codestreams), fragments_per_frame=n_fragments, has_bot=table == "right")
+    if table != "wrong":
+        return pixel_data
+    offsets = struct.pack("<3I", 0, 8, 99_999)
+    return pixel_data[:4] + struct.pack("<I", len(offsets)) + offsets + pixel_data[8:]
+
+
+def with_elements(data: bytes, **elements: Any) -> bytes:
+    """Return a DICOM file with other elements, by keyword; those that are None are left out."""
+    dataset = dcmread(io.BytesIO(data))
+    for keyword, value in elements.items():
+        if value is None:
+            delattr(dataset, keyword)
+        else:
+            setattr(dataset, keyword, value)
+    return encode_dicom(dataset, dataset.file_meta.TransferSyntaxUID)
 
 
 def compressed_by_gdcm(pixels: NDArray[Any], syntax: str, folder: Path) -> bytes:

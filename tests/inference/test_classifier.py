@@ -1,12 +1,22 @@
 """The library's front door: load_model and Classifier."""
 
 import shutil
+from collections import deque
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fracture_lib import ALL_MODELS, CLASSES, InvalidImage, UnknownModel, list_models, load, load_model
+from fracture_lib import (
+    ALL_MODELS,
+    CLASSES,
+    InvalidArgument,
+    InvalidImage,
+    UnknownModel,
+    list_models,
+    load,
+    load_model,
+)
 from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.hub import BUNDLE
 
@@ -47,6 +57,20 @@ def test_predict_proba_columns_follow_classes(classifier, images):
     assert top == [p.label for p in classifier.predict(images)]
     assert classifier.predict_proba(images[0]).shape == (1, 10)
     assert classifier.predict_proba([]).shape == (0, 10)
+
+
+@pytest.mark.parametrize("kind", [iter, set, dict.fromkeys, deque, lambda paths: dict.fromkeys(paths).keys()])
+def test_predict_with_another_collection_says_what_to_pass(image_path, kind):
+    images = kind([str(image_path)])
+    classifier = load_model("pytorch-cnn")
+    for method in (classifier.predict, classifier.predict_proba):
+        with pytest.raises(InvalidArgument, match="pass one image, or a list or tuple of images"):
+            method(images)
+
+
+def test_predict_with_an_open_file_reads_one_image(classifier, image_path):
+    with image_path.open("rb") as file:
+        assert classifier.predict(file).scores == classifier.predict(image_path).scores
 
 
 def test_predict_on_photograph_warns_and_still_answers(classifier):

@@ -1,16 +1,21 @@
 """The pipeline: every model on one image, and what happens when a part fails."""
 
+import io
+from dataclasses import replace
 from threading import Event, Thread
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fracture_lib import (
     ALL_MODELS,
     CLASSES,
     MODELS,
     InferencePipeline,
+    InvalidArgument,
     InvalidImage,
+    InvalidModel,
     ModelUnavailable,
     UnknownModel,
     check_ood,
@@ -18,9 +23,12 @@ from fracture_lib import (
     load_model,
     preprocess,
 )
-from fracture_lib.hub import BUNDLE
+from fracture_lib.hub import BUNDLE, ModelSource
 from fracture_lib.inference import pipeline as pipeline_module
-from fracture_lib.models.model import Model, read_model
+from fracture_lib.models import model as model_module
+from fracture_lib.models.model import EnsembleModel, Model, read_model
+from fracture_lib.registry import ENSEMBLE_MEMBERS
+from tests.helpers.dicom_files import dicom
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +136,94 @@ def test_predict_with_a_model_that_fails_to_load_keeps_the_others(image_path, mo
     assert list(result.predictions) == ["pytorch-cnn", "tensorflow-cnn"]
     assert result.failures["resnet50"] == "it is gone." and "resnet50" in result.failures["ensemble"]
     assert list(pipeline.predict(image_path, ["ensemble"]).failures) == ["ensemble"]
+
+
+@pytest.mark.parametrize("error", [KeyError("weights"), MemoryError(), RuntimeError("a driver")])
+def test_unexpected_fault_of_a_model_stays_with_that_model(image_path, monkeypatch, error):
+    forward = Model.forward
+
+    def broken_load(reference, runtime):
+        if reference == "resnet50":
+            raise error
+        return read_model(reference, runtime)
+
+    def broken_forward(self, pixels):
+        if self.name == "tensorflow-cnn":
+            raise error
+        return forward(self, pixels)
+
+    monkeypatch.setattr(pipeline_module, "read_model", broken_load)
+    monkeypatch.setattr(Model, "forward", broken_forward)
+    result = InferencePipeline().predict(image_path)
+    assert list(result.predictions) == ["pytorch-cnn"] and result.status == "answered"
+    assert list(result.failures) == ["tensorflow-cnn", "resnet50", "ensemble"]
+    assert "failed to load" in result.failures["resnet50"]
+    assert "failed to run" in result.failures["tensorflow-cnn"]
+
+
+def test_predict_without_any_model_left_has_failed(image_path, monkeypatch):
+    def broken(*_):
+        raise ModelUnavailable("it is gone.")
+
+    monkeypatch.setattr(pipeline_module, "read_model", broken)
+    result = InferencePipeline().predict(image_path)
+    assert result.status == "failed" and list(result.failures) == list(ALL_MODELS)
+    assert result.summary == ""
+
+
+def test_predict_without_models_raises_invalid_argument(pipeline, image_path):
+    with pytest.raises(InvalidArgument, match="Choose from pytorch-cnn"):
+        pipeline.predict(image_path, [])
+
+
+def test_warm_up_that_fails_unexpectedly_leaves_the_pipeline_ready(monkeypatch):
+    pipeline = InferencePipeline()
+
+    def broken(*_, **__):
+        raise RuntimeError("a driver")
+
+    monkeypatch.setattr(pipeline, "predict", broken)
+    pipeline.warm_up()
+    assert pipeline.ready
+
+
+def test_configured_repository_of_another_model_is_an_error(monkeypatch):
+    folder = BUNDLE / "pytorch-cnn"
+    source = ModelSource(folder, "hub", repo="owner/name", revision="0" * 40)
+    monkeypatch.setattr(model_module, "resolve_model", lambda *_: source)
+    with pytest.raises(InvalidModel, match="holds pytorch-cnn, not resnet50"):
+        InferencePipeline().get_model("resnet50")
+
+
+def test_ensemble_of_other_weights_has_no_measured_calibration(monkeypatch):
+    members = {name: read_model(name) for name in ENSEMBLE_MEMBERS}
+    assert EnsembleModel(members).info.calibration
+    members["resnet50"].source = replace(members["resnet50"].source, kind="hub", repo="owner/name")
+    assert EnsembleModel(members).info.calibration == ()
+
+
+def bordered_dicom(pixels, **elements):
+    """A DICOM file of uint8 [H, W] inside a flat white border."""
+    return dicom(np.pad(pixels, 40, constant_values=255), **elements)
+
+
+@pytest.mark.parametrize("name", ["border", "not square", "both"])
+def test_preview_model_input_and_content_box_stay_in_register(pipeline, name):
+    tones = np.random.default_rng(0).integers(20, 230, (12, 8), np.uint8)  # none of its sides is flat
+    pixels = np.asarray(Image.fromarray(tones).resize((160, 240), Image.Resampling.BICUBIC))
+    files = {
+        "border": bordered_dicom(pixels),
+        "not square": dicom(pixels, PixelAspectRatio=[2, 1]),
+        "both": bordered_dicom(pixels, PixelAspectRatio=[2, 1]),
+    }
+    result = pipeline.predict(io.BytesIO(files[name]), ["pytorch-cnn"], skip_ood_check=True)
+    rows, columns = result.content_box
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    aspect = 240 / 160 * (1 if name == "border" else 2)
+    assert height / width == pytest.approx(aspect, rel=0.05)
+    assert result.preview.height / result.preview.width == pytest.approx(aspect, rel=0.03)
+    shown = np.asarray(result.preview.resize((width, height), Image.Resampling.BOX), np.float32) / 255
+    assert np.abs(shown - result.pixels[rows, columns]).mean() < 0.02
 
 
 def test_predict_without_ood_backbone_warns_and_classifies(image_path, monkeypatch):

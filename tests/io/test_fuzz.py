@@ -29,8 +29,19 @@ from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.errors import FractureError
 from fracture_lib.inference.batch import list_inputs, predict_batch
 from fracture_lib.io.image import preprocess
-from tests.helpers.dicom_files import DEFLATED, IMPLICIT, JPEG, JPEG_2000, dicom, encapsulated, lut, shipped
-from tests.helpers.images import encode_image
+from tests.helpers.dicom_files import (
+    DEFLATED,
+    IMPLICIT,
+    JPEG,
+    JPEG_2000,
+    dicom,
+    encapsulated,
+    fragmented,
+    lut,
+    shipped,
+)
+from tests.helpers.images import DEFLATE as TIFF_DEFLATE
+from tests.helpers.images import LZW, PACKBITS, encode_image, encode_png, encode_tiff, png_chunk
 
 MAX_SECONDS = 2  # of the process's own CPU time, the fastest of three runs
 MAX_MEMORY = 1_000_000_000  # bytes, resident
@@ -57,7 +68,9 @@ def seeds() -> dict[str, bytes]:
     """Name -> a small valid file of each kind."""
     image = synthetic_radiograph("Spiral", width=48, height=64)
     gray = np.asarray(image)
-    deep = Image.fromarray(gray.astype(np.uint16) * 257)
+    deep_array = gray.astype(np.uint16) * 257
+    deep = Image.fromarray(deep_array)
+    color = np.dstack([gray, 255 - gray, gray // 2]).astype(np.uint16) * 250
     transparent = Image.fromarray(np.dstack([gray, gray, gray, 255 - gray]), "RGBA")
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "maker"
@@ -66,6 +79,16 @@ def seeds() -> dict[str, bytes]:
         f"{color}PaletteColorLookupTable{part}": value
         for color in ("Red", "Green", "Blue")
         for part, value in (("Descriptor", [256, 0, 16]), ("Data", np.arange(256, dtype="u2").tobytes()))
+    }
+    shutter = {
+        "ShutterShape": ["RECTANGULAR", "CIRCULAR", "POLYGONAL"],
+        "ShutterLeftVerticalEdge": 3,
+        "ShutterRightVerticalEdge": 40,
+        "ShutterUpperHorizontalEdge": 5,
+        "ShutterLowerHorizontalEdge": 60,
+        "CenterOfCircularShutter": [30, 20],
+        "RadiusOfCircularShutter": 25,
+        "VerticesOfThePolygonalShutter": [1, 20, 60, 45, 60, 3],
     }
     files = {
         "jpeg": encode_image(image, "JPEG", exif=exif),
@@ -76,6 +99,12 @@ def seeds() -> dict[str, bytes]:
         "png palette": encode_image(image.convert("P"), transparency=3),
         "png alpha": encode_image(transparent, exif=exif),
         "png animated": encode_image(image, save_all=True, append_images=[image.rotate(90)]),
+        "png deep color": encode_png(color),
+        "png deep alpha": encode_png(np.dstack([color, color[..., 0]])),
+        "png deep gray alpha": encode_png(color[..., :2], interlaced=True),
+        "png text": encode_png(gray, png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(99)))),
+        "jpeg without end": encode_image(image.convert("RGB"), "JPEG", restart_marker_blocks=4)[:-2],
+        "jpeg progressive without end": encode_image(image, "JPEG", progressive=True)[:-2],
         "tiff": encode_image(image, "TIFF"),
         "tiff lzw": encode_image(image.convert("RGB"), "TIFF", compression="tiff_lzw"),
         "tiff deflate": encode_image(image, "TIFF", compression="tiff_adobe_deflate"),
@@ -83,6 +112,18 @@ def seeds() -> dict[str, bytes]:
         "tiff fax": encode_image(image.convert("1"), "TIFF", compression="group4"),
         "tiff deep": encode_image(deep, "TIFF"),
         "tiff float": encode_image(image.convert("F"), "TIFF", compression="tiff_lzw"),
+        "tiff white is zero": encode_tiff(
+            {"values": color[..., 0], "photometric": 0, "compression": LZW, "predictor": 2}, byte_order=">"
+        ),
+        "tiff float tiles": encode_tiff(
+            {"values": color.astype("f4"), "compression": TIFF_DEFLATE, "predictor": 3, "tile": (16, 32)}
+        ),
+        "tiff 12 bits": encode_tiff({"values": color[..., 0] >> 4, "bits": 12, "compression": PACKBITS}),
+        "tiff planes": encode_tiff({"values": color, "planar": True, "compression": TIFF_DEFLATE}, big=True),
+        "tiff alpha": encode_tiff({"values": np.dstack([color, color[..., 0]]), "tags": {338: [2]}}),
+        "tiff pages": encode_tiff(
+            {"values": gray[:20, :20], "tags": {254: [1]}}, {"values": gray.astype("f8")}, {"values": gray}
+        ),
         "gif": encode_image(image, "GIF"),
         "gif animated": encode_image(image, "GIF", save_all=True, append_images=[image.rotate(90)]),
         "webp": encode_image(image, "WEBP"),
@@ -100,8 +141,33 @@ def seeds() -> dict[str, bytes]:
         "dicom rle": shipped("MR_small_RLE.dcm"),
         "dicom jpeg": encapsulated(encode_image(image, "JPEG"), gray, JPEG),
         "dicom jpeg 2000": encapsulated(encode_image(image, "JPEG2000"), gray, JPEG_2000),
+        "dicom high bit": dicom(gray.astype("u2") << 6, BitsStored=10, HighBit=13),
+        "dicom low bits stored": dicom(gray.astype("u2") * 16, BitsStored=10, HighBit=9),
+        "dicom signed": dicom(gray.astype("i2") * 16 - 2048, BitsStored=12, HighBit=11),
+        "dicom few elements": dicom(gray, PhotometricInterpretation="Monochrome", BitsAllocated=None),
+        "dicom float": dicom(gray, PixelData=None, FloatPixelData=gray.astype("f4").tobytes()),
+        "dicom double": dicom(gray, PixelData=None, DoubleFloatPixelData=gray.astype("f8").tobytes()),
+        "dicom 1 bit": dicom(gray, BitsAllocated=1, BitsStored=1, HighBit=0),
+        "dicom frames": dicom(gray, NumberOfFrames=4, PixelData=bytes(2 * gray.size) + 2 * gray.tobytes()),
+        "dicom fragments": dicom(
+            gray, JPEG_2000, NumberOfFrames=2, PixelData=fragmented([encode_image(image, "JPEG2000")] * 2, 3)
+        ),
+        "dicom overlay": encapsulated(encode_image(deep, "JPEG2000"), deep_array, JPEG_2000, BitsStored=12),
+        "dicom color subsampled": dicom(
+            np.dstack([gray] * 3), PhotometricInterpretation="YBR_FULL_422", PixelData=2 * gray.tobytes()
+        ),
         "dicom jpeg-ls": shipped("MR_small_jpeg_ls_lossless.dcm"),
         "dicom jpeg lossless": shipped("SC_rgb_gdcm_KY.dcm"),
+        "dicom padding": dicom(gray.astype("u2"), PixelPaddingValue=65535, PixelPaddingRangeLimit=200),
+        "dicom shutter": dicom(gray, **shutter),
+        "dicom aspect": dicom(gray, PixelAspectRatio=[2, 1], PixelSpacing=["0.2", "0.1"]),
+        "dicom raw": dicom(
+            gray,
+            PresentationIntentType="FOR PROCESSING",
+            PixelIntensityRelationshipSign=1,
+            PresentationLUTShape="INVERSE",
+        ),
+        "dicom modality lut": dicom(gray.view("i1"), ModalityLUTSequence=lut(np.arange(256), 65408)),
     }
     for name, compression in (("zip", zipfile.ZIP_DEFLATED), ("zip stored", zipfile.ZIP_STORED)):
         buffer = io.BytesIO()

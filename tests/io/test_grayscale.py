@@ -12,7 +12,8 @@ def test_to_grayscale_of_several_blocks_equals_arithmetic_on_the_whole(dtype, ch
     shape = (2 * BLOCK_PIXELS // 400 + 9, 400, channels)
     values = np.random.default_rng(0).uniform(0, 1 if dtype[0] == "f" else 200, shape).astype(dtype)
     opaque = 1 if dtype[0] == "f" else np.iinfo(dtype).max
-    whole = values.astype(np.float32)
+    rounded = dtype in ("i4", "f8") and channels in (1, 3)  # by float32, so relative to the minimum
+    whole = (values - values.min() if rounded else values).astype(np.float32)
     expected = whole[..., 0] if channels < 3 else whole[..., :3] @ np.float32([0.299, 0.587, 0.114])
     if channels in (2, 4):
         expected = expected * (whole[..., -1] / np.float32(opaque))
@@ -25,6 +26,42 @@ def test_to_grayscale_of_several_blocks_equals_arithmetic_on_the_whole(dtype, ch
         assert colorfulness == 0
     if dtype == "u1":
         assert to_grayscale(Image.fromarray(values.squeeze()))[0].tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("dtype", "offset"),
+    [
+        ("i4", -(2**31)),
+        ("i4", 2**31 - 256),
+        ("u4", 2**32 - 256),
+        ("i8", -(2**63)),
+        ("i8", 2**62),
+        ("u8", 2**64 - 256),
+        ("f8", 1e12),
+        ("f8", -1e12),
+    ],
+)
+def test_to_grayscale_with_large_offset_keeps_every_value(dtype, offset, channels, byte_order):
+    ramp = np.tile(np.arange(256), (16, 1))
+    values = np.dstack([ramp.astype(dtype) + np.dtype(dtype).type(offset)] * channels)
+    gray, _ = to_grayscale(values.astype(values.dtype.newbyteorder(byte_order)))
+    np.testing.assert_allclose(gray, ramp, atol=1e-4)
+
+
+def test_to_grayscale_of_the_whole_range_of_signed_integers_does_not_wrap():
+    values = np.tile(np.linspace(-(2**31), 2**31 - 1, 64).astype(np.int32), (16, 1))
+    gray, _ = to_grayscale(values)
+    np.testing.assert_allclose(gray / 2**32, np.tile(np.linspace(0, 1, 64), (16, 1)), atol=1e-6)
+
+
+def test_to_grayscale_subtracts_the_minimum_outside_the_blank_mask():
+    values = np.tile(np.arange(64) + 2**30, (16, 1)).astype(np.int32)
+    mask = np.zeros(values.shape, bool)
+    values[:3], mask[:3] = -(2**31), True
+    gray, _ = to_grayscale(values, mask)
+    np.testing.assert_array_equal(gray[3:], np.tile(np.arange(64), (13, 1)))
 
 
 @pytest.mark.parametrize("from_pillow", [False, True])

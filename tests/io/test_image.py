@@ -1,5 +1,6 @@
 import io
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +8,15 @@ from PIL import Image
 
 from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.errors import InvalidImage
-from fracture_lib.io.image import INPUT_SIZE, MAX_BYTES, READ_SIZE, letterbox, load_image, preprocess
+from fracture_lib.io.image import (
+    IMAGE_SUFFIXES,
+    INPUT_SIZE,
+    MAX_BYTES,
+    READ_SIZE,
+    letterbox,
+    load_image,
+    preprocess,
+)
 from tests.helpers.bad_inputs import BAD_ARRAYS, BAD_FILES
 from tests.helpers.images import encode_image
 
@@ -95,6 +104,22 @@ def test_load_image_of_16_bit_copy_gives_the_same_pixels(image):
     np.testing.assert_allclose(load_image(encode_image(deep)).pixels, load_image(image).pixels, atol=1e-5)
 
 
+def test_image_suffixes_are_those_of_the_formats_and_of_dicom():
+    assert {
+        ".jpg",
+        ".jfif",
+        ".png",
+        ".tif",
+        ".tiff",
+        ".bmp",
+        ".webp",
+        ".gif",
+        ".dcm",
+        ".dicom",
+    } <= IMAGE_SUFFIXES
+    assert not {".pdf", ".zip", ".jp2", ".heic", ".txt", ""} & IMAGE_SUFFIXES
+
+
 def test_load_image_of_gray_image_has_no_colorfulness(image):
     loaded = load_image(image.convert("RGB"))
     assert loaded.colorfulness == 0 and loaded.modality is None and loaded.warnings == ()
@@ -119,10 +144,77 @@ def test_load_image_with_bad_array_raises_invalid_image(name):
         load_image(array)
 
 
-@pytest.mark.parametrize("source", [None, 3, ["image.png"], {"path": "image.png"}, object()])
+@pytest.mark.parametrize("dtype", [">u2", ">i4", ">f4", ">f8", "f2", "i1"])
+def test_load_image_of_array_of_unusual_layout_gives_the_same_pixels(image, dtype):
+    gray = np.asarray(image) // 2
+    expected = load_image(gray).pixels
+    array = gray.astype(dtype)
+    array.flags.writeable = False
+    strided = np.zeros((480, 360), dtype)[::2, ::3]
+    strided[:] = array
+    for source in (array, strided, np.asfortranarray(array), array[::-1][::-1]):
+        np.testing.assert_allclose(load_image(source).pixels, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("padding", [-(2**31), 2**31 - 1])
+def test_load_image_of_masked_array_leaves_masked_pixels_black_and_out_of_the_range(image, padding, channels):
+    values = np.dstack([np.asarray(image).astype(np.int32)] * channels)
+    if channels == 2:
+        values[..., 1] = np.iinfo(np.int32).max
+    mask = np.zeros(values.shape, bool)
+    values[:50], mask[:50, :, 0] = padding, True
+    loaded = load_image(np.ma.masked_array(values.squeeze(), mask.squeeze()))
+    gray = np.asarray(image)[50:].astype(float)
+    expected = (gray - gray.min()) / np.ptp(gray)
+    np.testing.assert_allclose(loaded.pixels[50:], expected, atol=1e-6)
+    assert (loaded.pixels[:50] == 0).all() and loaded.colorfulness == 0
+
+
+def test_load_image_of_fully_masked_array_is_blank(image):
+    assert "blank" in error_message(np.ma.masked_all((64, 64)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "advice"),
+    [
+        ((1, 64, 64), "Move the channels to the end: numpy.moveaxis(array, 0, -1)."),
+        ((3, 64, 64), "Move the channels to the end: numpy.moveaxis(array, 0, -1)."),
+        ((2, 64, 64, 3), "Pass one image at a time, [H, W] or [H, W, C]."),
+        ((64,), "Use [H, W] or [H, W, C] with 1 to 4 channels."),
+    ],
+)
+def test_load_image_with_unsupported_shape_says_what_to_do(shape, advice):
+    assert error_message(np.zeros(shape)) == f"Unsupported array shape {shape}. {advice}"
+
+
+@pytest.mark.parametrize("source", [None, 3, {"path": "image.png"}, object()])
 def test_load_image_with_unsupported_type_names_the_supported_ones(source):
     message = error_message(source)
     assert message.startswith(f"Expected a path, bytes, PIL image or array; got {type(source).__name__}. ")
+
+
+@pytest.mark.parametrize("source", [["image.png"], ("image.png",), (name for name in "ab"), iter([1])])
+def test_load_image_of_several_images_says_how_to_pass_them(source):
+    assert error_message(source).endswith("Pass one image, or a list to `predict`.")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://example.org/image.png",
+        "http:/example.org/a.png",
+        "S3://bucket/image.dcm",
+        "data:image/png;base64,",
+    ],
+)
+def test_load_image_of_url_asks_for_a_file(url):
+    for source in (url, Path(url)):
+        assert error_message(source) == "URLs are not accepted. Download the file and pass its path."
+
+
+def test_load_image_with_control_characters_in_the_name_escapes_them():
+    assert error_message("no\x1b[31m\nfile.png").startswith(r"Cannot open 'no\x1b[31m\nfile.png': ")
 
 
 @pytest.mark.parametrize("path", ["no/such/image.png", ".", "nul\0byte.png"])
@@ -177,6 +269,13 @@ def test_load_image_of_file_object_reads_from_its_position(image):
     file = io.BytesIO(b"header" + encode_image(image))
     file.seek(len(b"header"))
     assert load_image(file).pixels.tobytes() == load_image(image).pixels.tobytes()
+
+
+def test_load_image_of_file_object_at_its_end_asks_to_rewind(image):
+    file = io.BytesIO(encode_image(image))
+    file.read()
+    assert error_message(file) == "The file object is at its end. Call `seek(0)` first."
+    assert "empty" in error_message(io.BytesIO())
 
 
 def test_load_image_of_file_object_with_short_reads_reads_to_the_end(image):

@@ -52,6 +52,28 @@ def test_muon_steps_along_an_orthogonal_matrix():
     assert (singular_values - 1).abs().max() < 0.35, "Newton-Schulz brings them near 1"
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [
+        ({"avx2": True, "avx512_f": True}, torch.float32),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"neon": True, "bf16": True}, torch.bfloat16),
+        ({}, torch.float32),
+    ],
+)
+def test_learner_on_a_cpu_computes_in_bfloat16_only_with_its_instructions(
+    pixels, monkeypatch, capabilities, dtype
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    learner = Learner(ARCHITECTURE, 0, muon_lr_scale=0.0, **OPTIONS)
+    seen = []
+    learner.model.head.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    learner.step(pixels, np.eye(10, dtype=np.float32), 1e-3, 0)
+    assert seen == [dtype]
+
+
 @pytest.mark.parametrize("muon_lr_scale", [0.0, 20.0])
 def test_learner_with_restored_state_continues_identically(pixels, muon_lr_scale):
     targets = np.eye(10, dtype=np.float32)

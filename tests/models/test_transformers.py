@@ -1,17 +1,37 @@
 """The bundled model in transformers, after `register_auto_classes`."""
 
+from io import BytesIO
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-from fracture_lib import register_auto_classes
+from fracture_lib import load_image, load_model, register_auto_classes
+from fracture_lib.data.synthetic import synthetic_radiograph
+from fracture_lib.errors import InvalidArgument
 from fracture_lib.hub import BUNDLE
 from fracture_lib.io.image import preprocess
 from fracture_lib.labels import CLASSES
 from fracture_lib.models.model import read_model
+from tests.helpers.dicom_files import dicom
 
 FOLDER = str(BUNDLE / "pytorch-cnn")
+
+
+def pixels_of_16_bits() -> np.ndarray:
+    return np.asarray(synthetic_radiograph("Oblique")).astype(np.uint16) * 37 + 1200
+
+
+def png_of_16_bits() -> bytes:
+    file = BytesIO()
+    Image.fromarray(pixels_of_16_bits()).save(file, "PNG")
+    return file.getvalue()
+
+
+def dicom_of_16_bits() -> bytes:
+    return dicom(pixels_of_16_bits())
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,6 +62,40 @@ def test_auto_image_processor_preprocesses_one_image_or_many(image_path):
 def test_image_classification_pipeline_gives_the_librarys_probabilities(image_path):
     classifier = pipeline("image-classification", model=FOLDER)
     probabilities = read_model("pytorch-cnn").predict_proba(preprocess(image_path)[None, None])[0]
-    for prediction in classifier(str(image_path), top_k=10):
+    with pytest.warns(UserWarning, match=r"converted to 8-bit RGB.*load_image\(file\)\.pixels"):
+        assert_scores(classifier(str(image_path), top_k=10), probabilities)
+
+
+@pytest.mark.parametrize("make", [png_of_16_bits, dicom_of_16_bits], ids=["PNG", "DICOM"])
+@pytest.mark.filterwarnings("error")
+def test_image_classification_pipeline_of_loaded_pixels_gives_the_librarys_probabilities(tmp_path, make):
+    path = tmp_path / "image"
+    path.write_bytes(make())
+    classifier = pipeline("image-classification", model=FOLDER)
+    probabilities = load_model("pytorch-cnn").predict_proba(path)[0]
+    assert_scores(classifier(load_image(path).pixels, top_k=10), probabilities)
+
+
+def assert_scores(predictions, probabilities):
+    assert len(predictions) == len(CLASSES)
+    for prediction in predictions:
         expected = probabilities[[c.label for c in CLASSES].index(prediction["label"])]
         assert prediction["score"] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("error")
+def test_image_processor_does_not_warn_about_an_image_as_its_file_was_read(image_path):
+    processor = AutoImageProcessor.from_pretrained(FOLDER)
+    for mode in ("L", "RGB"):
+        with Image.open(image_path) as image:
+            stored = BytesIO()
+            image.convert(mode).save(stored, "PNG")
+        processor(Image.open(stored))
+    processor(Image.effect_noise((64, 64), 90))
+    processor(Image.merge("RGB", [Image.effect_noise((64, 64), 90) for _ in range(3)]))  # colours
+
+
+def test_image_processor_with_option_of_other_processors_raises_invalid_argument(image_path):
+    processor = AutoImageProcessor.from_pretrained(FOLDER)
+    with pytest.raises(InvalidArgument, match="fixed; leave out do_resize, size"):
+        processor(str(image_path), do_resize=True, size={"height": 224, "width": 224})

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fracture_lib.data.dataset import load_dataset_folder
+from fracture_lib.data.duplicates import perceptual_hashes
+from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.errors import InvalidArgument, InvalidData, ModelUnavailable, UnknownModel
 from fracture_lib.evaluation.ensemble import measure_ensemble, read_out_of_fold
 from fracture_lib.evaluation.perturbations import PERTURBATIONS
@@ -21,6 +26,7 @@ from fracture_lib.models.model import read_model
 from fracture_lib.models.report import EvaluationReport, Interval
 from fracture_lib.training.recipes import RECIPES
 from fracture_lib.training.trainer import train
+from tests.helpers.dicom_files import dicom
 from tests.helpers.training import LinearLearner, tiny_recipe, write_random_resnet50
 
 ROOT = Path(__file__).parent.parent.parent
@@ -66,7 +72,7 @@ def test_train_reports_what_was_measured(dataset_folder, tmp_path, learners):
 
 
 def test_train_fits_measured_folds_and_then_all_images(dataset_folder, tmp_path, learners):
-    train_linear(dataset_folder, tmp_path, n_measured_folds=2)
+    train_linear(dataset_folder, tmp_path, n_measured_folds=2, keep_checkpoints=True)
     assert [learner.n_steps for learner in learners] == [7 * 3, 7 * 3, 7 * 5]  # of 30, 30 and 40 images, by 8
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
         "run.json",
@@ -74,6 +80,11 @@ def test_train_fits_measured_folds_and_then_all_images(dataset_folder, tmp_path,
         "fold-1.safetensors",
         "all.safetensors",
     }
+
+
+def test_train_removes_its_checkpoints_when_it_ends(dataset_folder, tmp_path, learners):
+    train_linear(dataset_folder, tmp_path, n_measured_folds=1)
+    assert not (tmp_path / "checkpoints").exists() and read_model(tmp_path).name == "pytorch-cnn"
 
 
 def test_train_measures_all_folds_by_default(dataset_folder, tmp_path, learners):
@@ -89,8 +100,34 @@ def test_train_writes_config_and_out_of_fold_logits(dataset_folder, tmp_path, le
     assert config.recipe["epochs"] == 7 and config.architecture == RECIPE.architecture
     out_of_fold = read_out_of_fold(tmp_path)
     assert out_of_fold.fingerprint == report.data.fingerprint
+    images = load_dataset_folder(dataset_folder)
+    np.testing.assert_array_equal(out_of_fold.training_hashes, perceptual_hashes(images.paths))
     y_pred = out_of_fold.logits.argmax(axis=1)
     assert np.mean(y_pred == out_of_fold.labels) == pytest.approx(report.accuracy.value, abs=1e-4)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask for reading")
+def test_train_writes_files_that_the_umask_allows_others_to_read(dataset_folder, tmp_path, learners):
+    previous = os.umask(0o022)
+    try:
+        train_linear(dataset_folder, tmp_path, n_measured_folds=1)
+    finally:
+        os.umask(previous)
+    written = [tmp_path / name for name in ("out_of_fold.safetensors", "config.json", "evaluation.json")]
+    assert {path.stat().st_mode & 0o777 for path in written} == {0o644}
+
+
+def test_train_with_dicom_and_metadata_among_the_images_learns_from_all_images(
+    dataset_folder, tmp_path, learners
+):
+    data = shutil.copytree(dataset_folder, tmp_path / "data")
+    (data / "manifest.csv").unlink()
+    folder = data / "Spiral fracture" / "Train"
+    for name in ("a.dcm", "1.2.840.1"):
+        (folder / name).write_bytes(dicom(np.asarray(synthetic_radiograph("Spiral", 7))))
+    (folder / "._0.png").write_bytes(b"resource fork")
+    report = train_linear(data, tmp_path / "out", n_measured_folds=1, recipe=replace(RECIPE, epochs=1))
+    assert report.data.n_images == 42
 
 
 def test_train_writes_no_card(dataset_folder, tmp_path, learners):
@@ -115,7 +152,7 @@ def test_train_calls_back_with_the_curve_of_each_measured_fold(dataset_folder, t
 
 
 def test_train_again_restores_the_finished_fits(dataset_folder, tmp_path, learners, caplog):
-    first = train_linear(dataset_folder, tmp_path, n_measured_folds=1)
+    first = train_linear(dataset_folder, tmp_path, n_measured_folds=1, keep_checkpoints=True)
     with caplog.at_level(logging.INFO, "fracture_lib"):
         again = train_linear(dataset_folder, tmp_path, n_measured_folds=1)
     assert again == first and [learner.n_steps for learner in learners[2:]] == [0, 0]
@@ -134,14 +171,14 @@ def test_train_again_restores_the_finished_fits(dataset_folder, tmp_path, learne
 def test_train_over_checkpoints_of_another_run_names_the_difference(
     dataset_folder, tmp_path, learners, change, named
 ):
-    train_linear(dataset_folder, tmp_path, n_measured_folds=1)
+    train_linear(dataset_folder, tmp_path, n_measured_folds=1, keep_checkpoints=True)
     with pytest.raises(InvalidData, match=f"another {named}. Choose another output folder or delete them"):
         train_linear(dataset_folder, tmp_path, n_measured_folds=1, **change)
 
 
 def test_train_with_cached_views_computes_them_once(dataset_folder, tmp_path, learners):
     recipe = replace(RECIPE, epochs=1, n_cached_views=3)
-    train_linear(dataset_folder, tmp_path, n_measured_folds=2, recipe=recipe)
+    train_linear(dataset_folder, tmp_path, n_measured_folds=2, recipe=recipe, keep_checkpoints=True)
     views = np.load(tmp_path / "checkpoints" / "views.npy")
     assert views.shape == (3, 40, 1, 128, 128) and views.dtype == np.float16
     assert (views[0] != views[1]).any()
@@ -160,6 +197,7 @@ def test_train_with_cached_views_computes_them_once(dataset_folder, tmp_path, le
         ({"split": "Valid"}, InvalidData, "no images of the split Valid"),
         ({"data": "no folder"}, InvalidData, "There is no folder no folder"),
         ({"name": "resnet50", "pretrained": "no file"}, ModelUnavailable, "There is no file no file"),
+        ({"pretrained": "weights.safetensors"}, InvalidArgument, "pytorch-cnn starts from random weights"),
     ],
 )
 def test_train_with_wrong_argument_raises_before_it_writes(dataset_folder, tmp_path, options, error, message):
@@ -224,13 +262,13 @@ def test_evaluate_of_trained_model_on_its_images_says_so(trained, dataset_folder
 
 
 @pytest.mark.slow
-def test_measure_ensemble_of_the_same_model_twice_equals_that_model(trained, tmp_path):
+def test_measure_ensemble_of_one_model_equals_that_model(trained, tmp_path):
     _, out = trained
     single = EvaluationReport.read(out)
-    twice = measure_ensemble([out, out], tmp_path)
-    assert twice.members == [single.model] * 2 and twice.weights == {single.model: 0.5}
-    assert (twice.n, twice.confusion_matrix) == (single.n, single.confusion_matrix)
-    assert twice.minus_equal_weights["accuracy"] == Interval(0, 0, 0)
+    alone = measure_ensemble([out], tmp_path)
+    assert alone.members == [single.model] and alone.weights == {single.model: 1}
+    assert (alone.n, alone.confusion_matrix) == (single.n, single.confusion_matrix)
+    assert alone.minus_equal_weights["accuracy"] == Interval(0, 0, 0)
 
 
 @pytest.mark.slow
@@ -265,6 +303,7 @@ def test_train_resnet50_on_cached_features_writes_half_precision(
         n_measured_folds=1,
         pretrained=tmp_path / "weights.safetensors",
         recipe=recipe,
+        keep_checkpoints=True,
     )
     assert report.training.pretrained == "weights.safetensors"
     assert (tmp_path / "out" / "model.keras").stat().st_size < 60e6, "half of float32"

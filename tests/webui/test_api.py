@@ -1,7 +1,5 @@
-"""The endpoints for programs: schema, results, errors, MCP tools, queue, and the examples of docs/api.md."""
+"""The endpoints for programs: schema, results, errors, queue, and the examples of docs/api.md."""
 
-import asyncio
-import base64
 import json
 import re
 import subprocess
@@ -12,16 +10,19 @@ from threading import Event
 from time import sleep
 from typing import Any, NamedTuple
 
+import gradio as gr
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from gradio_client.utils import QueueError, Status
 
 import fracture_lib
+from fracture_lib.errors import InvalidModel
 from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.registry import ALL_MODELS
+from fracture_lib.webui.api import Api
 from fracture_lib.webui.app import build_page
-from tests.helpers.app_client import API, App, mcp_session
+from tests.helpers.app_client import API, App
 
 DOCS = (Path(__file__).parent.parent.parent / "docs" / "api.md").read_text(encoding="utf-8")
 # endpoint -> (name, JSON type, whether it has a default) of its parameters
@@ -64,8 +65,9 @@ def test_schema_lists_exactly_the_public_endpoints(client):
 
 def test_predict_returns_the_librarys_prediction(client, image_path):
     result = client.predict(handle_file(image_path), model="resnet50", top_k=4, api_name="/predict")
-    assert set(result) == {"image", "is_ood", "warnings", "predictions", "failures", "summary"}
+    assert set(result) == {"image", "status", "is_ood", "warnings", "predictions", "failures", "summary"}
     assert result["image"] == image_path.name and result["is_ood"] is False
+    assert result["status"] == "answered"
     [prediction] = result["predictions"]
     expected = fracture_lib.load_model("resnet50").predict(image_path, top_k=4).scores
     assert [s["label"] for s in prediction["scores"]] == [s.label for s in expected]
@@ -88,8 +90,10 @@ def test_predict_batch_with_bad_image_returns_results_and_errors_in_order(client
     results = client.predict(
         [handle_file(path) for path in (image_path, bad, image_path)], api_name="/predict_batch"
     )
-    assert [result["image"] for result in results] == [image_path.name, "bad.png", image_path.name]
-    assert set(results[1]) == {"image", "error"} and "Unsupported file" in results[1]["error"]
+    names = [image_path.name, "bad.png", f"{image_path.name} (2)"]
+    assert [result["image"] for result in results] == names
+    assert set(results[1]) == {"image", "status", "error"} and results[1]["status"] == "unreadable"
+    assert "Unsupported file" in results[1]["error"]
     assert len(results[2]["predictions"]) == len(ALL_MODELS)
 
 
@@ -107,27 +111,6 @@ def test_predict_with_invalid_input_raises_its_message(
         path.write_bytes(content)
     with pytest.raises(AppError, match=message):
         client.predict(handle_file(path), api_name="/predict", **arguments)
-
-
-# MCP
-
-
-def test_endpoints_are_mcp_tools_that_accept_base64_data(app_url, image_path):
-    data = "data:image/png;base64," + base64.b64encode(image_path.read_bytes()).decode()
-
-    async def use_tools() -> tuple[dict[str, Any], Any]:
-        async with mcp_session(app_url) as session:
-            tools = {tool.name: tool for tool in (await session.list_tools()).tools}
-            arguments = {"image": data, "model": "pytorch-cnn", "top_k": 2}
-            return tools, await session.call_tool("predict", arguments)
-
-    tools, result = asyncio.run(use_tools())
-    assert set(tools) == {name.strip("/") for name in SCHEMA}
-    for name in ("predict", "compare", "predict_batch"):
-        assert "Not a medical device" in tools[name].description and "base64" in tools[name].description
-        described = tools[name].inputSchema["properties"]
-        assert all(parameter["description"] for parameter in described.values())
-    assert not result.isError and "pytorch-cnn" in result.content[0].text
 
 
 # docs/api.md
@@ -179,6 +162,20 @@ def test_models_with_misconfigured_model_lists_the_others_and_its_error(misconfi
     failed = {model["model"]: model["error"] for model in models if "error" in model}
     assert "FRACTURE_HUB_RESNET50" in failed["resnet50"] and "owner/name@revision" in failed["resnet50"]
     assert set(failed) == {"resnet50", "ensemble"}
+
+
+def test_models_with_model_that_fails_to_load_lists_the_others_and_its_error():
+    class FailingPipeline(InferencePipeline):
+        def get_model(self, reference):
+            if reference == "resnet50":
+                raise InvalidModel("It is damaged.")
+            return super().get_model(reference)
+
+    with gr.Blocks():
+        models = Api(FailingPipeline()).models()
+    assert [model["model"] for model in models if "accuracy" in model] == ["pytorch-cnn", "tensorflow-cnn"]
+    failed = {model["model"]: model["error"] for model in models if "error" in model}
+    assert failed == {"resnet50": "It is damaged.", "ensemble": "It is damaged."}
 
 
 # The queue

@@ -1,6 +1,7 @@
 """Faults from outside a running page: too little memory, a full disk, a killed process."""
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -65,6 +66,19 @@ def test_upload_to_a_full_disk_gets_507_and_the_next_arrives(started, image_path
     # The start of the file stays until it expires: Gradio deletes it for its own errors only.
     assert before <= app.files() and sum(path.stat().st_size for path in app.files() - before) <= 500
     assert compare(app, app.upload_file("image.png", image_path.read_bytes()))[0] == "complete"
+
+
+def test_deleted_upload_folder_expires_the_uploads_and_the_next_arrives(started, image_path):
+    app, _ = started
+    content = image_path.read_bytes()
+    uploaded = app.upload_file("image.png", content)
+    for folder in app.uploads.iterdir():
+        shutil.rmtree(folder)
+    for endpoint, image in (("compare", uploaded), ("predict_batch", [uploaded])):
+        event, answer = compare(app, image, endpoint)
+        assert event == "error" and "pload it again" in answer["error"], endpoint
+    uploaded = app.upload_file("image.png", content)
+    assert compare(app, uploaded)[0] == "complete"
 
 
 def test_page_killed_during_a_batch_harms_no_other_and_the_next_deletes_its_uploads(tmp_path, image_path):

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable
 
 import gradio as gr
+import gradio.exceptions
 import gradio_client.utils
 import pytest
 from gradio.blocks import BlocksConfig
@@ -35,6 +36,7 @@ ATTRIBUTES: dict[str, Callable[[gr.Blocks], object]] = {
     ),
     "BlocksConfig.__copy__": lambda _: BlocksConfig.__copy__,
     "BlocksConfig.config_for_block": lambda _: BlocksConfig.config_for_block,
+    "exceptions.InvalidPathError": lambda _: gradio.exceptions.InvalidPathError,
     "gradio_client.utils.traverse": lambda _: gradio_client.utils.traverse,
     "gradio_client.utils.is_file_obj_with_meta": lambda _: gradio_client.utils.is_file_obj_with_meta,
     "gradio_client.utils.is_http_url_like": lambda _: gradio_client.utils.is_http_url_like,

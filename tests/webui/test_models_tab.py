@@ -1,5 +1,6 @@
 """The tab about the models without a browser: what it shows if models cannot be loaded."""
 
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -65,3 +66,53 @@ def test_show_all_without_any_model_shows_only_errors(monkeypatch):
     updates = tab.show_all("pytorch-cnn")
     assert visible(tab, updates) == set()
     assert updates[tab.errors].count("is unavailable") == len(ALL_MODELS)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "other"},
+        {"confusion_matrix": []},
+        {"per_class": []},
+        {"n": 0},
+        {"calibration": [None]},
+        {"metrics": {"accuracy": None}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_report_that_cannot_be_drawn_leaves_the_other_models_on_the_page(changes):
+    tab = build_tab()
+    model = tab._pipeline.get_model("resnet50")
+    model.report = replace(model.report, **changes)
+    updates = tab.show_all("pytorch-cnn")
+    assert visible(tab, updates) == set(boxes(tab))
+    assert model_title("pytorch-cnn") in updates[tab.overview]
+    updates = tab.show_all("resnet50")
+    assert {"accuracy", "coverage"} <= visible(tab, updates)
+    assert model_title("ensemble") in updates[tab.overview]
+
+
+def test_report_with_accuracy_alone_is_shown_without_the_other_metrics():
+    tab = build_tab()
+    model = tab._pipeline.get_model("resnet50")
+    model.report = replace(model.report, metrics={"accuracy": model.report.accuracy}, calibration=None)
+    updates = tab.show_all("resnet50")
+    assert not updates[tab.errors] and model_title("resnet50") in updates[tab.overview]
+    assert visible(tab, updates) == set(boxes(tab)) - {"calibration"}
+
+
+def test_model_whose_folder_is_deleted_while_the_page_runs_is_still_shown(tmp_path):
+    tab = build_tab()
+    model = tab._pipeline.get_model("resnet50")
+    tab._pipeline.warm_up()
+    model.source = replace(model.source, folder=tmp_path / "gone")
+    updates = tab.show_all("resnet50")
+    assert not updates[tab.errors] and model_title("resnet50") in updates[tab.overview]
+
+
+def test_model_card_in_another_encoding_is_shown(tmp_path):
+    tab = build_tab()
+    model = tab._pipeline.get_model("resnet50")
+    (tmp_path / "README.md").write_bytes("---\nlicense: mit\n---\nFür".encode("latin-1"))
+    model.source = replace(model.source, folder=tmp_path)
+    assert tab.show_model("resnet50")[tab.card] == "F\ufffdr"

@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 import fracture_lib
 from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.models.report import EvaluationReport
-from fracture_lib.registry import ALL_MODELS
+from fracture_lib.registry import ALL_MODELS, model_title
 from tests.helpers import browser as chromium
 from tests.helpers.app_runner import running_app
 from tests.helpers.bad_inputs import BAD_FILES
@@ -130,6 +130,12 @@ def expect_predictions(
     assert shown_predictions(page) == expected
 
 
+def expect_summary(page: Page, image: Image.Image, names: Sequence[str] = ALL_MODELS) -> None:
+    """Wait until the headline is the library's for `image` and the models `names`."""
+    summary = fracture_lib.compare(image, names).summary.replace(" %", "\u00a0%")
+    expect(page.locator("#predictions .summary")).to_have_text(summary)
+
+
 def decode_image(image: Locator) -> np.ndarray:
     """Return the greyscale pixels of an <img> with a data URI."""
     data = base64.b64decode((image.get_attribute("src") or "").split(",", 1)[1])
@@ -176,10 +182,24 @@ def test_deep_link_selects_a_model_and_number_of_predictions_is_adjustable(visit
     page = visit("?model=resnet50")
     expect(page.get_by_label("ResNet50 in TensorFlow", exact=True).first).to_be_checked()
     expect_predictions(page, synthetic_radiograph("Spiral"), ["resnet50"])
+    expect_summary(page, synthetic_radiograph("Spiral"), ["resnet50"])
     page.get_by_role("spinbutton").first.fill("5")
     page.get_by_role("spinbutton").first.press("Enter")
     page.get_by_role("slider").first.press("ArrowRight")
     expect(page.locator("#predictions .bars li")).to_have_count(6)
+
+
+def test_headline_follows_the_chosen_model(page):
+    page.get_by_text("Greenstick (drawing)").click()
+    image = synthetic_radiograph("Greenstick")
+    expect_predictions(page, image)
+    expect_summary(page, image)
+    for name in ("tensorflow-cnn", "ensemble"):
+        page.locator("#model").get_by_label(model_title(name), exact=True).check()
+        expect_predictions(page, image, [name])
+        expect_summary(page, image, [name])
+    page.locator("#model").get_by_label("Compare all", exact=True).check()
+    expect_summary(page, image)
 
 
 def test_comparison_table_sorts_by_any_column(page):
@@ -242,7 +262,7 @@ def test_selected_example_is_classified(page):
     expect_predictions(page, synthetic_radiograph("Hairline"))
 
 
-@pytest.mark.parametrize("name", ["text.png", "bomb.png", "animated.gif", "report.dcm"])
+@pytest.mark.parametrize("name", ["text.png", "bomb.png", "cmyk.jpg", "report.dcm"])
 def test_bad_file_shows_its_error_and_the_next_image_is_classified(page, image_path, tmp_path, name):
     data, pattern = BAD_FILES[name]
     path = tmp_path / name
@@ -304,6 +324,26 @@ def test_visitor_whose_result_and_upload_expired_is_told_and_can_continue(browse
         expect(page.locator("#message .message")).to_have_count(0)
 
 
+@pytest.mark.slow
+def test_page_with_misconfigured_model_shows_the_others_on_every_tab(browser, tmp_path):
+    with (
+        running_app(tmp_path / "log.txt", FRACTURE_HUB_RESNET50="no revision") as url,
+        browser.new_page() as page,
+    ):
+        page.goto(url)
+        failed = page.locator("#predictions .card .error")
+        expect(failed).to_have_count(2)
+        expect(failed.first).to_contain_text("FRACTURE_HUB_RESNET50")
+        names = ("pytorch-cnn", "tensorflow-cnn")
+        expect_summary(page, synthetic_radiograph("Spiral"), names)
+        expect(page.locator("#predictions .card:has(ol)")).to_have_count(2)
+        expect(page.locator("#message")).not_to_contain_text("Loading")
+        page.get_by_role("tab", name="Models").click()
+        expect(page.locator("#model-errors .error")).to_have_count(2)
+        expect(page.locator("#models table.sortable").first.locator("tbody tr")).to_have_count(2)
+        expect(page.locator("#models .js-plotly-plot")).to_have_count(5)
+
+
 # Batch
 
 HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)} {{constructor}} {% raw %}"
@@ -321,7 +361,7 @@ def test_batch_with_hostile_file_name_only_displays_it(visit, image_path):
         packed = {"name": "images.zip", "mimeType": "application/zip", "buffer": file.getvalue()}
     page.locator("#batch").locator("input[type=file]").first.set_input_files([packed, image])
     page.get_by_role("button", name="Classify all").click()
-    expect(page.locator("#batch-message")).to_contain_text("2 images processed.")
+    expect(page.locator("#batch-message")).to_contain_text("2 images: 2 answered.")
     assert page.locator("#batch-table tbody td").first.inner_text() == name
     assert page.locator("#batch-table img").count() == 0
 
@@ -333,26 +373,26 @@ def test_batch_with_bad_image_ends_with_a_csv_file_and_a_report(page, image_path
     synthetic_radiograph("Greenstick").save(second)
     upload(page, image_path, bad, second, tab="#batch")
     page.get_by_role("button", name="Classify all").click()
-    expect(page.locator("#batch-message")).to_contain_text("3 images processed. 1 could not be read.")
+    expect(page.locator("#batch-message")).to_contain_text("3 images: 2 answered, 1 unreadable.")
     rows = page.locator("#batch-table tbody tr")
     expect(rows).to_have_count(3)
-    assert "Unsupported file" in rows.nth(1).inner_text()
+    assert "unreadable" in rows.nth(1).inner_text() and "nsupported file" in rows.nth(1).inner_text()
     files = {}
     for button in ("csv", "report"):
         with page.expect_download() as download:
             page.locator(f"#{button}").click()
         files[button] = tmp_path / download.value.suggested_filename
         download.value.save_as(files[button])
-    with files["csv"].open(encoding="utf-8") as file:
+    with files["csv"].open(encoding="utf-8-sig") as file:
         names = [line["image"] for line in csv.DictReader(file)]
     assert names == [image_path.name] * 4 + ["bad.png"] + ["second.png"] * 4
     report = browser.new_page()
     report.goto(files["report"].as_uri())
     text = report.inner_text("body")
-    assert text.count("Not a medical device") == 2 and image_path.name in text and "second.png" in text
+    assert text.count("Not a medical device") == 3 and image_path.name in text and "second.png" in text
     assert report.locator("article .overlay").count() == 8
     pages = re.findall(rb"/Type\s*/Page\b", report.pdf(prefer_css_page_size=True))
-    assert len(pages) == 2, "one page per image"
+    assert len(pages) == 3, "an overview and one page per image"
     report.close()
 
 

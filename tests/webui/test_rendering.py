@@ -13,7 +13,7 @@ from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.hub import ModelSource
 from fracture_lib.inference.batch import BatchRow
 from fracture_lib.inference.pipeline import InferencePipeline
-from fracture_lib.inference.prediction import ComparisonResult
+from fracture_lib.inference.prediction import ComparisonResult, summarize
 from fracture_lib.registry import ALL_MODELS
 from fracture_lib.webui import rendering
 from fracture_lib.webui.batch_tab import render_rows
@@ -64,9 +64,11 @@ def with_hostile_texts(result: ComparisonResult) -> ComparisonResult:
 
 RENDERERS: Mapping = {
     "predictions": lambda result: rendering.render_predictions(result, ["resnet50", "ensemble"], 3),
-    "report": lambda result: rendering.render_report([result], "2026-01-01"),
+    "report": lambda result: rendering.render_report([BatchRow(result.name, result)], "2026-01-01", HOSTILE),
     "batch table": lambda result: render_rows([BatchRow(HOSTILE, result), BatchRow(HOSTILE, None, HOSTILE)]),
     "message": lambda _: rendering.render_message(HOSTILE, "error"),
+    "warning": lambda _: rendering.render_warnings((HOSTILE,)),
+    "warnings": lambda _: rendering.render_warnings((HOSTILE, HOSTILE)),
 }
 
 
@@ -93,13 +95,35 @@ def test_render_predictions_shows_top_k_accuracy_and_source_of_the_chosen_models
     prediction = result.predictions["resnet50"]
     assert f"Measured accuracy {prediction.info.accuracy.percent()}, n = {prediction.info.n}." in text
     assert f"{prediction.milliseconds:.1f} ms, bundled weights." in text
-    assert result.summary in text
+    assert summarize(result, ["resnet50"]) in text
+
+
+def test_render_predictions_states_the_summary_of_the_shown_models(result):
+    for names in (ALL_MODELS, ["pytorch-cnn"], ["ensemble"]):
+        text = rendering.render_predictions(result, names, 3).replace("\u00a0", " ")
+        assert f'<p class="summary">{summarize(result, names)}</p>' in text
 
 
 def test_render_predictions_with_failure_shows_why(result):
     failed = replace(result, failures={"ensemble": "The model is damaged."})
     html = rendering.render_predictions(failed, ["ensemble"], 3)
     assert "No prediction: The model is damaged." in html
+
+
+def test_render_predictions_of_failed_model_alone_shows_no_summary(result):
+    failed = replace(result, predictions={}, failures={"ensemble": "The model is damaged."})
+    assert "summary" not in rendering.render_predictions(failed, ["ensemble"], 3)
+    assert rendering.render_cams(failed, ["ensemble"], "Spiral") == ""
+
+
+@pytest.mark.parametrize(
+    ("warnings", "n_paragraphs", "n_items"), [((), 0, 0), (("One.",), 1, 0), (("One.", "Two."), 0, 2)]
+)
+def test_render_warnings_lists_several(warnings, n_paragraphs, n_items):
+    html = rendering.render_warnings(warnings)
+    assert (html.count("<p"), html.count("<li>")) == (n_paragraphs, n_items)
+    assert html.count('class="message warning"') == bool(warnings)
+    assert all(warning in html for warning in warnings)
 
 
 def test_render_cams_covers_the_content_box_only(result):
@@ -120,8 +144,10 @@ def test_overlay_is_orange_for_support_and_blue_against():
 def test_render_report_has_one_article_and_disclaimer_per_image(result):
     photograph = InferencePipeline().predict(np.uint8(255 * np.random.default_rng(0).random((64, 64, 3))))
     assert photograph.is_rejected
-    html = rendering.render_report([result, photograph], "2026-01-01")
-    assert html.count("<article>") == html.count(rendering.DISCLAIMER.replace('"', "&#34;")) == 2
+    rows = [BatchRow("a.png", result), BatchRow("b.png", photograph)]
+    html = rendering.render_report(rows, "2026-01-01", "2 images: 1 answered, 1 rejected.")
+    assert html.count("<article>") == 2
+    assert html.count(rendering.DISCLAIMER.replace('"', "&#34;")) == 3  # also above the overview
     assert html.count('class="cams"') == 1 and "This does not look like a bone X-ray" in html
     assert not re.search(r"https?://", html)
 

@@ -189,14 +189,14 @@ def test_mcp_tool_accepts_uploads_but_no_local_path_and_no_url(app, secret, trap
     async def call_all() -> list[Any]:
         async with mcp_session(app.url) as session:
             return [
-                await session.call_tool("predict", {"image": image, "model": "resnet50"})
+                await session.call_tool("classify_fracture", {"image": image, "model": "resnet50"})
                 for image in accepted
             ]
 
     for is_accepted, result in zip(accepted.values(), asyncio.run(call_all()), strict=True):
         text = result.content[0].text
         assert result.isError is not is_accepted
-        assert ("'probability'" in text) is is_accepted
+        assert ('"probability"' in text) is is_accepted
         assert SECRET.decode() not in text
     assert trap.requested == []
 
@@ -252,16 +252,17 @@ def test_request_of_unannounced_size_is_measured_and_rejected(app):
     upload = app.request_in_chunks(f"{API}/upload", [head, *[bytes(1_000_000)] * 69], MULTIPART)
     assert upload.status == 413
     assert app.files() == before
-    for path in ("call/predict", "mcp/"):
-        response = app.request_in_chunks(f"{API}/{path}", [b"[", *[b"[" * 100_000] * 49], "application/json")
-        assert response.status == 413
-        assert path == "mcp/" or b"the limit is 4 MB" in response.body
+    for path, limit in (("call/predict", 4), ("mcp/", 8)):
+        chunks = [b"[" * 100_000] * (limit * 10 + 9)
+        response = app.request_in_chunks(f"{API}/{path}", chunks, "application/json")
+        assert response.status == 413 and f"the limit is {limit} MB".encode() in response.body
 
 
 @pytest.mark.parametrize("path", ["call/predict", "queue/join", "mcp/", "cancel"])
 def test_request_of_100_megabytes_is_rejected_before_it_is_sent(app, path):
     response = app.announce(f"{API}/{path}", 100_000_000)
-    assert response.status == 413 and b"the limit is 4 MB" in response.body
+    limit = b"8 MB" if path == "mcp/" else b"4 MB"
+    assert response.status == 413 and b"the limit is " + limit in response.body
 
 
 def test_200_concurrent_uploads_all_arrive(app):
@@ -298,6 +299,17 @@ def test_request_guard_with_full_disk_rejects_only_uploads(monkeypatch, tmp_path
     monkeypatch.setattr(server, "RESERVED_DISK", shutil.disk_usage(tmp_path).total + 1)
     assert guarded_status(f"{API}/upload", tmp_path) == [507]
     assert guarded_status(f"{API}/call/predict", tmp_path) == [200]
+
+
+def test_request_guard_without_upload_folder_creates_it_again(tmp_path):
+    uploads = tmp_path / "gone" / "uploads"
+    assert guarded_status(f"{API}/upload", uploads) == [200] and uploads.is_dir()
+
+
+@pytest.mark.parametrize("path", ["upload", "call/predict", "mcp/"])
+def test_request_guard_that_cannot_create_the_upload_folder_gets_503(tmp_path, path):
+    (tmp_path / "file").write_bytes(b"0")
+    assert guarded_status(f"{API}/{path}", tmp_path / "file" / "uploads") == [503]
 
 
 @pytest.mark.parametrize(
@@ -424,6 +436,22 @@ def test_check_not_expired_with_deleted_file_raises(image_path, tmp_path):
     server.check_not_expired([str(image_path)])
     with pytest.raises(FractureError, match=r"Your upload has expired\. Please upload it again\."):
         server.check_not_expired([str(image_path), str(tmp_path / "gone.png")])
+
+
+@pytest.mark.slow
+def test_page_whose_upload_folder_was_deleted_says_so_once_and_accepts_the_next_upload(tmp_path, image_path):
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    with running_app(tmp_path / "log.txt", GRADIO_TEMP_DIR=str(uploads)) as url:
+        app = App(url, uploads)
+        inputs = [app.upload_file("image.png", image_path.read_bytes()), "resnet50", 3, False]
+        shutil.rmtree(uploads)
+        event, answer = app.call("predict", inputs)
+        assert event == "error"
+        assert answer["error"] == "Your upload has expired. Please upload it again."
+        shutil.rmtree(uploads)
+        inputs[0] = app.upload_file("image.png", image_path.read_bytes())
+        assert app.call("predict", inputs)[0] == "complete"
 
 
 @pytest.mark.slow

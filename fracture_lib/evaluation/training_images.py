@@ -1,0 +1,39 @@
+"""Find the images of a test set that a model was trained on, however they are named, stored or labelled."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fracture_lib.data.dataset import LabelledImages, load_dataset_folder
+from fracture_lib.data.duplicates import have_near_duplicates, perceptual_hashes
+from fracture_lib.errors import InvalidModel
+from fracture_lib.evaluation.ensemble import read_out_of_fold
+
+__all__ = ["find_training_images"]
+
+
+def find_training_images(
+    images: LabelledImages, data: str | Path, folders: Iterable[Path]
+) -> NDArray[np.bool_]:
+    """Return bool [N]: whether an image is a near-duplicate of one that a model in `folders` was trained on.
+
+    For models that store no hashes of their training images, compare with the images of the dataset `data`
+    outside the split of `images`. Raises InvalidData if an image cannot be read.
+    """
+    known = np.zeros(len(images.paths), bool)
+    stored = [hashes for folder in folders if (hashes := _stored_hashes(folder)) is not None]
+    if not stored:
+        others = sorted(set(load_dataset_folder(data).paths) - set(images.paths))
+        stored = [perceptual_hashes(others)] if others else []
+    for hashes in stored:
+        known |= have_near_duplicates(images.paths, hashes)
+    return known
+
+
+def _stored_hashes(folder: Path) -> NDArray[np.uint8] | None:
+    try:
+        return read_out_of_fold(folder).training_hashes
+    except InvalidModel:  # an ensemble's folder, or a wheel, which leaves these files out
+        return None

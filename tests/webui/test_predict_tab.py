@@ -1,0 +1,87 @@
+"""The tab for a single X-ray without a browser: what it shows if something fails."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from fracture_lib.errors import ModelUnavailable
+from fracture_lib.inference import pipeline as pipeline_module
+from fracture_lib.inference.pipeline import InferencePipeline
+from fracture_lib.webui.gradio_private import INTERNAL_ERROR
+from fracture_lib.webui.predict_tab import ALL, LOADING, PredictTab
+
+
+def build_tab(pipeline: InferencePipeline) -> PredictTab:
+    with gr.Blocks() as page:
+        return PredictTab(page, pipeline, [])
+
+
+@pytest.fixture(scope="module")
+def tab() -> PredictTab:
+    return build_tab(InferencePipeline())
+
+
+def last(updates: Iterator[dict[Any, Any]]) -> dict[Any, Any]:
+    return list(updates)[-1]
+
+
+def test_classify_shows_the_headline_of_the_chosen_model(tab, image_path):
+    shown = last(tab.classify([str(image_path)], None, ALL, 3))
+    result = shown[tab.result]
+    assert result.summary in shown[tab.predictions].replace("\u00a0", " ")
+    for name, prediction in result.predictions.items():
+        html = tab.update_view(result, name, 3, prediction.label)[tab.predictions]
+        assert f"{prediction.label} is" in html and html.count("<section") == 1
+        assert "agree" not in html
+
+
+def test_classify_while_models_load_replaces_the_hint_by_the_result(image_path):
+    tab = build_tab(InferencePipeline())
+    first, *_, end = tab.classify([str(image_path)], None, ALL, 3)
+    assert LOADING in first[tab.message] and LOADING not in end[tab.message] and end[tab.predictions]
+
+
+def test_classify_without_any_model_shows_why_and_no_hint(image_path, monkeypatch):
+    def broken(*_):
+        raise KeyError("weights")
+
+    monkeypatch.setattr(pipeline_module, "read_model", broken)
+    tab = build_tab(InferencePipeline())
+    shown = last(tab.classify([str(image_path)], None, ALL, 3))
+    assert shown[tab.result].status == "failed" and LOADING not in shown[tab.message]
+    assert shown[tab.predictions].count("No prediction: ") == 4
+
+
+def test_classify_that_fails_unexpectedly_shows_an_error_in_place_of_the_hint(image_path, monkeypatch):
+    pipeline = InferencePipeline()
+
+    def broken(*_, **__):
+        raise KeyError("secret")
+
+    monkeypatch.setattr(pipeline, "predict", broken)
+    tab = build_tab(pipeline)
+    updates = tab.classify([str(image_path)], None, ALL, 3)
+    assert LOADING in next(updates)[tab.message]
+    message = next(updates)[tab.message]
+    assert INTERNAL_ERROR in message and "secret" not in message
+    with pytest.raises(KeyError):  # for the log
+        next(updates)
+
+
+def test_classify_with_deleted_upload_folder_asks_for_the_upload(tab, tmp_path):
+    shown = last(tab.classify([str(tmp_path / "gone" / "xray.png")], None, ALL, 3))
+    assert "Your upload has expired. Please upload it again." in shown[tab.message]
+
+
+def test_chosen_model_that_failed_shows_why_and_no_other_headline(tab, image_path, monkeypatch):
+    def broken(*_):
+        raise ModelUnavailable("It is gone.")
+
+    monkeypatch.setattr(tab._pipeline.get_model("resnet50"), "forward", broken)
+    monkeypatch.setattr(pipeline_module, "_read_backbone", broken)
+    monkeypatch.setattr(InferencePipeline, "ood_backbone", broken)
+    shown = last(tab.classify([str(image_path)], None, "resnet50", 3))
+    assert "No prediction: It is gone." in shown[tab.predictions]
+    assert "summary" not in shown[tab.predictions] and not shown[tab.cams]
