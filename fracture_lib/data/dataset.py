@@ -136,13 +136,13 @@ def _group(source_groups: Sequence[str | None], paths: Sequence[Path]) -> tuple[
     near = near_duplicate_groups(paths)
     if not is_known.any():
         return near, "perceptual hash"
-    unknown = paths[int(is_known.argmin())].name
+    unknown = paths[int(is_known.argmin())]
     _logger.warning(
         "%d of %d images have no source_group in %s, such as %s; near-duplicates are grouped, too.",
         (~is_known).sum(),
         len(paths),
         MANIFEST,
-        unknown,
+        f"{unknown.parent.name}/{unknown.name}",
     )
     names = np.unique([group for group in source_groups if group is not None], return_inverse=True)[1]
     return _join_groups(near, np.flatnonzero(is_known), names), "source_group and perceptual hash"

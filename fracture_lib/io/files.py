@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from fracture_lib.io.dicom import is_dicom
+from fracture_lib.io.dicom.reader import is_dicom
 from fracture_lib.io.image import IMAGE_SUFFIXES
-from fracture_lib.io.signatures import find_kind, has_signature_of_format
+from fracture_lib.io.raster.signatures import find_kind, has_signature_of_format
 
 __all__ = ["HEAD_BYTES", "could_be_image", "is_image_file", "is_metadata", "looks_like_image"]
 

@@ -4,6 +4,7 @@ Thresholds were chosen on the radiographs of the training data and generated exa
 rates.
 """
 
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -117,7 +118,7 @@ def _is_flat(lines: Floats, tone: float | Floats, tolerance: float) -> NDArray[n
 def _is_straight(off_tone: NDArray[np.bool_], rest: Floats, tone: float, tolerance: float) -> bool:
     """Return whether a border ends along a straight line.
 
-    `off_tone` bool [E, L] marks other tones than the border's in the first of the lines `rest` [N, L] after it.
+    `off_tone` bool [E, L] marks other tones in the first of the lines `rest` [N, L] after the border.
     """
     if off_tone[-1].mean() >= MIN_EDGE_SHARE:
         return True
@@ -163,10 +164,10 @@ def _has_gutter(lines: Floats) -> bool:
         is_flat = _is_flat(lines, tones, tolerance)
         if tolerance < TOLERANCES[-1]:
             is_flat &= tones[:, 0] < DARK
-        bounds = np.flatnonzero(np.diff(is_flat, prepend=False, append=False))
-        for start, stop in bounds.reshape(-1, 2):
+        changes = np.diff(is_flat) | (np.abs(np.diff(tones[:, 0])) > tolerance)
+        for start, stop in pairwise((0, *(np.flatnonzero(changes) + 1), len(lines))):
             is_inside = max(first, GUTTER_EDGE) <= start and stop <= min(last, len(lines) - GUTTER_EDGE)
-            if is_inside and np.ptp(tones[start:stop]) <= tolerance:
+            if is_flat[start] and is_inside and np.ptp(tones[start:stop]) <= tolerance:
                 before = lines[start] - lines[start - GUTTER_EDGE]
                 after = lines[stop - 1 + GUTTER_EDGE] - lines[stop - 1]
                 changed = np.abs([before, after]) > tolerance

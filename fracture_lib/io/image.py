@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fracture_lib.errors import InvalidImage
-from fracture_lib.io.decode import FORMATS, DecodedImage, decode_file, to_plain_channels
-from fracture_lib.io.dicom import DatasetLike, encode_dataset, is_dicom, read_dicom
+from fracture_lib.io.dicom.reader import DatasetLike, encode_dataset, is_dicom, read_dicom
 from fracture_lib.io.grayscale import check_shape, stretch_range, to_grayscale
 from fracture_lib.io.limits import MAX_BYTES, MAX_PIXELS, MAX_SIDE, check_file_size
+from fracture_lib.io.raster.decode import FORMATS, DecodedImage, decode_file, to_plain_channels
 
 __all__ = [
     "FORMATS",

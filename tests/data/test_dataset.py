@@ -76,7 +76,7 @@ def test_load_dataset_folder_with_incomplete_manifest_keeps_its_groups_and_adds_
     assert listed == np.repeat(listed[::10], 10).tolist() and len(set(listed)) == 4
     assert groups["Spiral fracture/Train/copy.png"] == groups["Spiral fracture/Train/0.png"]
     assert groups["Spiral fracture/Train/new.png"] not in listed and len(set(images.groups)) == 5
-    assert "2 of 42 images have no source_group in manifest.csv, such as copy.png" in caplog.text
+    assert "2 of 42 images have no source_group in manifest.csv, such as Train/copy.png" in caplog.text
 
 
 def test_load_dataset_folder_with_empty_groups_only_groups_by_hash(tmp_path):

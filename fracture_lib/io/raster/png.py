@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import ImageFile
 
 from fracture_lib.io.limits import MAX_READS, check_decoded_size, too_many_parts
-from fracture_lib.io.orientation import exif_orientation, turn_upright
+from fracture_lib.io.raster.orientation import exif_orientation, turn_upright
 
 __all__ = ["SIGNATURE", "decode_deep", "has_deep_color", "without_metadata"]
 

@@ -12,7 +12,7 @@ from pydicom.pixels import convert_color_space
 
 from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.errors import InvalidImage
-from fracture_lib.io import dicom_frames
+from fracture_lib.io.dicom import frames
 from fracture_lib.io.image import load_image
 from tests.helpers.dicom_files import (
     BIG_ENDIAN,
@@ -355,7 +355,7 @@ def test_read_dicom_with_many_blank_frames_decodes_a_few(gray):
 
 
 def test_read_dicom_with_too_many_fragments_raises_invalid_image(gray, monkeypatch):
-    monkeypatch.setattr(dicom_frames, "MAX_FRAGMENTS", 10)
+    monkeypatch.setattr(frames, "MAX_FRAGMENTS", 10)
     codestream = encode_image(Image.fromarray(gray), "JPEG2000")
     data = dicom(gray, JPEG_2000, PixelData=fragmented([codestream], 20))
     assert "too many fragments" in error_message(data)

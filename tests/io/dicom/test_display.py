@@ -13,8 +13,8 @@ from pydicom.uid import UID
 
 from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.errors import InvalidImage
-from fracture_lib.io.dicom_display import to_displayed
-from fracture_lib.io.dicom_mask import MAX_VERTICES
+from fracture_lib.io.dicom.display import to_displayed
+from fracture_lib.io.dicom.mask import MAX_VERTICES
 from fracture_lib.io.image import load_image, preprocess
 from tests.helpers.dicom_files import (
     BIG_ENDIAN,

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fracture_lib.errors import InvalidImage
-from fracture_lib.io.dicom_bits import extend_sign, extract_stored_bits, is_smoother
-from fracture_lib.io.dicom_elements import (
+from fracture_lib.io.dicom.bits import extend_sign, extract_stored_bits, is_smoother
+from fracture_lib.io.dicom.elements import (
     announced_frames,
     check_size,
     complete_bits,
@@ -27,7 +27,7 @@ from fracture_lib.io.dicom_elements import (
     embedded_overlay_bits,
     report_defaults,
 )
-from fracture_lib.io.dicom_frames import (
+from fracture_lib.io.dicom.frames import (
     DAMAGED,
     Codestream,
     is_encapsulated,
@@ -35,9 +35,9 @@ from fracture_lib.io.dicom_frames import (
     parse_rle,
     split_frames,
 )
-from fracture_lib.io.dicom_mask import replace_large_padding
-from fracture_lib.io.jpeg import decode_without_end
+from fracture_lib.io.dicom.mask import replace_large_padding
 from fracture_lib.io.limits import MAX_PIXELS
+from fracture_lib.io.raster.jpeg import decode_without_end
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

@@ -9,7 +9,7 @@ from PIL import Image
 from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.errors import InvalidImage
 from fracture_lib.io.image import load_image
-from fracture_lib.io.orientation import MAX_EXIF
+from fracture_lib.io.raster.orientation import MAX_EXIF
 from tests.helpers.images import encode_image, encode_png, encode_tiff, png_chunk
 
 ORIENTATION, MAKE = 0x0112, 0x010F  # EXIF tags

@@ -23,7 +23,7 @@ from fracture_lib.io.limits import (
     check_image_size,
     too_large,
 )
-from fracture_lib.io.orientation import ORIENTATION, turn_upright
+from fracture_lib.io.raster.orientation import ORIENTATION, turn_upright
 
 __all__ = [
     "MAX_PAGES",

@@ -10,10 +10,10 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL import TiffImagePlugin as tiff_tags
 
 from fracture_lib.errors import InvalidImage
-from fracture_lib.io import jpeg, png, tiff
 from fracture_lib.io.limits import MAX_PIXELS, BoundedFile, check_image_size, too_large
-from fracture_lib.io.orientation import exif_transpose
-from fracture_lib.io.signatures import find_kind, has_signature_of_format
+from fracture_lib.io.raster import jpeg, png, tiff
+from fracture_lib.io.raster.orientation import exif_transpose
+from fracture_lib.io.raster.signatures import find_kind, has_signature_of_format
 
 __all__ = ["FORMATS", "DecodedImage", "decode_file", "to_plain_channels"]
 

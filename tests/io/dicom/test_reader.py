@@ -15,7 +15,7 @@ from pydicom.pixels import pixel_array
 
 from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.errors import InvalidImage
-from fracture_lib.io.dicom import is_dicom
+from fracture_lib.io.dicom.reader import is_dicom
 from fracture_lib.io.image import load_image, preprocess
 from fracture_lib.io.limits import MAX_BYTES
 from tests.helpers.dicom_files import (

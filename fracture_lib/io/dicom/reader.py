@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from fracture_lib.errors import InvalidImage
-from fracture_lib.io.dicom_decode import DAMAGED, decode
-from fracture_lib.io.dicom_display import DisplayedImage, to_displayed
-from fracture_lib.io.dicom_frames import is_encapsulated
+from fracture_lib.io.dicom.decode import DAMAGED, decode
+from fracture_lib.io.dicom.display import DisplayedImage, to_displayed
+from fracture_lib.io.dicom.frames import is_encapsulated
 from fracture_lib.io.limits import MAX_BYTES, MAX_PIXELS, check_file_size
 
 if TYPE_CHECKING:

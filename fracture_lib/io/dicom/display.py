@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fracture_lib.errors import InvalidImage
-from fracture_lib.io.dicom_mask import find_blank_mask
-from fracture_lib.io.dicom_values import numbers, terms
+from fracture_lib.io.dicom.mask import find_blank_mask
+from fracture_lib.io.dicom.values import numbers, terms
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

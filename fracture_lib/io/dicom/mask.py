@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from fracture_lib.io.dicom_values import numbers, terms
+from fracture_lib.io.dicom.values import numbers, terms
 from fracture_lib.io.limits import MAX_SIDE
 
 if TYPE_CHECKING:

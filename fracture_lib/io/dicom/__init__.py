@@ -1,0 +1,1 @@
+"""DICOM files: `reader` is the entry; the other modules are its steps."""
