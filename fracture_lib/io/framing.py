@@ -17,10 +17,11 @@ __all__ = ["crop_borders", "framing_warnings"]
 Floats: TypeAlias = NDArray[np.float32]
 Box: TypeAlias = tuple[slice, slice]  # of rows and columns
 
-# Largest difference from a border's tone, for noise and JPEG: 1.5 to 13 of 255 grey levels. Dark tones, which
-# an X-ray's background may have too, are tried with each.
-TOLERANCES = (0.006, 0.012, 0.025, 0.05)
+# Largest difference from a border's tone, for noise and JPEG: 1.5 to 13 of 255 grey levels. On dark tones, which
+# an X-ray's background has too, though with more noise, each of the smaller ones is tried.
 DARK = 0.15
+DARK_TOLERANCES = (0.006, 0.012, 0.025)
+TOLERANCE = 0.05
 MAX_OUTLIERS = 0.01  # share of a flat line's pixels that may have another tone
 EDGE_PIXELS = 16  # within which a border ends: JPEG's blocks have 8, and scaling blurs
 STEP_PIXELS = 3  # within which it has half its height, unlike a background that fades
@@ -36,6 +37,7 @@ WARNING_SIDE = 512  # of the reduced copy that the warnings are derived from
 MIN_WARNING_SIDE = 64
 GUTTER_PLACE = 0.15, 0.85  # along a side: two views have similar sizes
 GUTTER_EDGE = 4  # pixels
+MAX_GUTTER_SHADING = 0.012  # across it; that of a bone's marrow is stronger
 MIN_GUTTER_EDGE_SHARE = 0.3
 MIN_WINDOW_LINES = 2  # straight lines across most of the image, each beside an even tone
 WINDOW_LINE_LENGTH = 0.7
@@ -59,7 +61,7 @@ def crop_borders(pixels: Floats) -> Box:
             columns = _cut(pixels[rows, columns].T, columns, at_end)
         if (rows, columns) == before:
             break
-    is_blank = (rows, columns) != whole and np.ptp(pixels[rows, columns]) <= TOLERANCES[-1]
+    is_blank = (rows, columns) != whole and np.ptp(pixels[rows, columns]) <= TOLERANCE
     return whole if is_blank else (rows, columns)
 
 
@@ -75,7 +77,7 @@ def _cut(lines: Floats, side: slice, at_end: bool) -> slice:
 def _border_width(lines: Floats) -> int:
     """Return how many of the first lines [N, L] are a flat border of one tone."""
     tone = float(np.median(lines[0]))
-    tolerances = TOLERANCES if tone < DARK else TOLERANCES[-1:]
+    tolerances = DARK_TOLERANCES if tone < DARK else (TOLERANCE,)
     return max(_border_width_within(lines, tone, tolerance) for tolerance in tolerances)
 
 
@@ -160,17 +162,15 @@ def _has_gutter(lines: Floats) -> bool:
     """Return whether a flat strip with sharp edges crosses the lines [N, L] and divides them."""
     first, last = (round(place * len(lines)) for place in GUTTER_PLACE)
     tones = np.median(lines, axis=1, keepdims=True)
-    for tolerance in TOLERANCES:
+    for tolerance in DARK_TOLERANCES:
         is_flat = _is_flat(lines, tones, tolerance)
-        if tolerance < TOLERANCES[-1]:
-            is_flat &= tones[:, 0] < DARK
-        changes = np.diff(is_flat) | (np.abs(np.diff(tones[:, 0])) > tolerance)
+        changes = np.diff(is_flat) | (np.abs(np.diff(tones[:, 0])) > MAX_GUTTER_SHADING)
         for start, stop in pairwise((0, *(np.flatnonzero(changes) + 1), len(lines))):
             is_inside = max(first, GUTTER_EDGE) <= start and stop <= min(last, len(lines) - GUTTER_EDGE)
-            if is_flat[start] and is_inside and np.ptp(tones[start:stop]) <= tolerance:
+            if is_flat[start] and is_inside and np.ptp(tones[start:stop]) <= MAX_GUTTER_SHADING:
                 before = lines[start] - lines[start - GUTTER_EDGE]
                 after = lines[stop - 1 + GUTTER_EDGE] - lines[stop - 1]
-                changed = np.abs([before, after]) > tolerance
+                changed = np.abs([before, after]) > (tolerance if tones[start] < DARK else TOLERANCE)
                 if (changed.mean(axis=1) >= MIN_GUTTER_EDGE_SHARE).all():
                     return True
     return False
