@@ -49,8 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # a folder that cannot be written, a full disk
-        reason = f"{error.strerror}: {error.filename}" if error.strerror and error.filename else error
-        return _fail(reason)
+        if not error.strerror:
+            return _fail(error)
+        place = f": {error.filename}" if error.filename else ""
+        return _fail(f"{error.strerror}{place}. Check the path, its permissions and the free space.")
     except SafetensorError as error:
         return _fail(error)
 

@@ -29,11 +29,11 @@ def find_images(argument: str) -> tuple[list[Path], int]:
         files = [file for match in matches for file in (_files_in(match) if match.is_dir() else [match])]
         place = "among the files that match this pattern"
         if not files:
-            raise InvalidImage("No file matches this pattern.")
+            raise InvalidImage("No file matches this pattern. Check the path.")
     files = list(unique(files, set()))
     images = [file for file in files if is_image_file(file) or file.suffix.lower() == ".zip"]
     if not images:
-        raise InvalidImage(f"There is no image {place}.")
+        raise InvalidImage(f"There is no image {place}. Check the path.")
     return images, len(files) - len(images)
 
 

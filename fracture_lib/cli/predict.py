@@ -157,28 +157,31 @@ def _predict_each(
     skip_ood_check: bool,
     left_out: list[str],
 ) -> Iterator[BatchRow]:
-    """Yield one row per image, and one per argument that names none; classify no file twice.
+    """Yield one row per image, and one per argument or ZIP that has none; classify no file twice.
 
     Adds to `left_out` the sentences about files that are not images.
     """
     seen: set[str] = set()
     for argument in arguments:
         try:
-            found, n_left_out = find_images(argument)
-            left_out += [count_left_out(n_left_out, argument)] if n_left_out else []
-            if not (paths := list(unique(found, seen))):
-                continue
-            inputs = list_inputs(paths, limit=None, full_paths=True)
+            paths, n_left_out = find_images(argument)
         except InvalidImage as error:
             yield BatchRow(argument, None, str(error))
             continue
         except OSError as error:  # such as a folder that may not be read
-            yield BatchRow(argument, None, f"{error.strerror}.")
+            yield BatchRow(argument, None, f"{error.strerror}. Check the path and its permissions.")
             continue
-        left_out += [inputs.left_out] if inputs.left_out else []
-        for item in inputs:
-            _logger.info("Classifying %s", item.name)
-            yield from predict_batch(pipeline, [item], skip_ood_check, references)
+        left_out += [count_left_out(n_left_out, argument)] if n_left_out else []
+        for path in unique(paths, seen):
+            try:
+                inputs = list_inputs([path], limit=None, full_paths=True)
+            except InvalidImage as error:  # of a ZIP
+                yield BatchRow(str(path), None, str(error))
+                continue
+            left_out += [inputs.left_out] if inputs.left_out else []
+            for item in inputs:
+                _logger.info("Classifying %s", item.name)
+                yield from predict_batch(pipeline, [item], skip_ood_check, references)
 
 
 @contextmanager

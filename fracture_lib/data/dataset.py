@@ -67,12 +67,12 @@ def load_dataset_folder(root: str | Path, split: str | None = None) -> LabelledI
     wanted = split if split and splits else None
     if wanted:
         if outside := [path for path, _, name in rows if not name]:
-            _logger.warning("%d images are in no split, such as %s.", len(outside), outside[0].name)
+            _logger.warning("Images in no split folder were left out: %d, such as %s.", len(outside), outside[0].name)
         rows = [row for row in rows if row[2] == wanted.lower()]
     if not rows:
         raise InvalidData(
-            f"{folder.name} has no images{f' of the split {split}' if split else ''}. It holds {len(found)} "
-            f"images and the splits {', '.join(sorted(splits)) or '(none)'}; expected "
+            f"{folder.name} has no images{f' of the split {split}' if split else ''}. Images in "
+            f"all: {len(found)}; splits: {', '.join(sorted(splits)) or 'none'}. Expected "
             "<class>/<split>/image.jpg, <split>/<class>/image.jpg or <class>/image.jpg, with classes "
             f"such as {CLASSES[0].label} and {CLASSES[1].label}."
         )
@@ -103,7 +103,7 @@ def _find_images(folder: Path) -> list[Path]:
         elif len(parts) > 1:
             others.append(path)
     if others:
-        _logger.warning("%d files are not images and were left out, such as %s.", len(others), others[0].name)
+        _logger.warning("Files that are not images were left out: %d, such as %s.", len(others), others[0].name)
     return images
 
 

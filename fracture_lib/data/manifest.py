@@ -6,6 +6,7 @@ sides of a split. So every row either counts or raises an error that names its l
 
 import csv
 import io
+import logging
 import posixpath
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fracture_lib.errors import InvalidData
+from fracture_lib.io.files import is_metadata
 
 __all__ = ["MANIFEST", "read_source_groups"]
 
@@ -23,6 +25,8 @@ _DELIMITERS = (",", ";", "\t", "|")
 _ENCODINGS = ("utf-8-sig", "cp1252", "latin-1")
 _BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _WITHOUT_MARK = {(False, True): "utf-16-le", (True, False): "utf-16-be"}  # which of two bytes are zero
+
+_logger = logging.getLogger(__name__)
 
 _Row = tuple[int, str, str]  # line, path, source group
 
@@ -42,6 +46,8 @@ def read_source_groups(folder: Path, images: Sequence[Path], used: Sequence[Path
     """
     path = _find(folder)
     if path is None:
+        if (folder.resolve().parent / MANIFEST).is_file():  # `folder` may be a split folder
+            _logger.warning("%s beside %s is not used. Give the folder above and a split.", MANIFEST, folder.name)
         return {}
     finder = _ImageFinder(folder, images)
     groups: dict[Path, str] = {}
@@ -68,8 +74,8 @@ def read_source_groups(folder: Path, images: Sequence[Path], used: Sequence[Path
     if unlisted and without_image:
         line, name, _ = without_image[0]
         raise InvalidData(
-            f"{MANIFEST} lists {len(without_image)} images that are not in {folder.name}, the first in line "
-            f"{line} ({name}), and lacks {len(unlisted)} that are, such as "
+            f"{MANIFEST} does not fit the images in {folder.name}. Rows without an image: {len(without_image)}, "
+            f"such as line {line} ({name}); images without a row: {len(unlisted)}, such as "
             f"{unlisted[0].relative_to(folder).as_posix()}. Save it as UTF-8 with the paths as they are, and "
             "list every image; source_group may be empty."
         )
@@ -77,10 +83,14 @@ def read_source_groups(folder: Path, images: Sequence[Path], used: Sequence[Path
 
 
 def _find(folder: Path) -> Path | None:
-    paths = sorted(p for p in folder.iterdir() if p.name.lower() == MANIFEST and p.is_file())
+    """Return the manifest of `folder`. Raises InvalidData if there are several, or one in a subfolder."""
+    paths = sorted(p for p in folder.rglob("*") if p.name.lower() == MANIFEST and p.is_file())
+    paths = [path for path in paths if not is_metadata(path.relative_to(folder).parts)]
+    names = [path.relative_to(folder).as_posix() for path in paths]
     if len(paths) > 1:
-        names = " and ".join(path.name for path in paths)
-        raise InvalidData(f"{folder.name} holds {names}. Keep one of them.")
+        raise InvalidData(f"{folder.name} holds {' and '.join(names)}. Keep one, directly in {folder.name}.")
+    if paths and paths[0].parent != folder:
+        raise InvalidData(f"{names[0]} is in a subfolder. Move it to {folder.name} or remove it.")
     return paths[0] if paths else None
 
 

@@ -32,9 +32,9 @@ def resolve_dataset(reference: str | Path) -> Path:
     if isinstance(reference, str) and reference.startswith(HUB_PREFIX):
         return _from_hub(reference.removeprefix(HUB_PREFIX))
     folder = Path(reference)
-    if not folder.is_dir():
+    if reference == "" or not folder.is_dir():  # an unset variable must not be the current folder
         raise InvalidData(
-            f"There is no folder {reference}. Give the folder that holds the class folders, "
+            f"There is no folder {reference or '(empty)'}. Give the folder that holds the class folders, "
             f'"{HUB_PREFIX}owner/name" or "{KAGGLE_PREFIX}owner/name".'
         )
     has_metadata = any((folder / name).exists() for name in METADATA_FILES)

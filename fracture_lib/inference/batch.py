@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 MAX_IMAGES = 200
+NO_IMAGE_IN_ZIP = "There is no image in the ZIP. Pack images into it."
 
 RowStatus: TypeAlias = Status | Literal["unreadable"]
 STATUSES: tuple[RowStatus, ...] = ("answered", "rejected", "failed", "unreadable")
@@ -41,7 +42,7 @@ class BatchInput:
     name: str  # unique in its batch; of a member with its path inside the ZIP
     path: Path
     member: ZipInfo | None = None  # of the ZIP at `path`
-    error: str = ""  # why a ZIP cannot be read
+    error: str = ""  # why a ZIP gives no image
 
 
 @dataclass(frozen=True)
@@ -119,11 +120,15 @@ def list_inputs(
         except InvalidImage as error:
             inputs.append(BatchInput(label, path, error=str(error)))
             continue
+        if not members:
+            inputs.append(BatchInput(label, path, error=NO_IMAGE_IN_ZIP))
         folder = f"{label}/" if full_paths or len(archives) > 1 else ""
         inputs += [BatchInput(folder + member.name, path, member.info) for member in members]
         left_out += [count_left_out(n_left_out, label)] if n_left_out else []
+    if not inputs:
+        raise InvalidImage("Add images or a ZIP first.")
     if all(item.error for item in inputs):
-        raise InvalidImage(_describe_nothing(files, [item.error for item in inputs], left_out))
+        raise InvalidImage(" ".join([*dict.fromkeys(item.error for item in inputs), *left_out]))
     if limit is not None and len(inputs) > limit:
         raise InvalidImage(f"Too many images ({len(inputs)}); the limit is {limit}. Send fewer at once.")
     names = _number(item.name for item in inputs)
@@ -143,15 +148,6 @@ def _number(names: Iterable[str]) -> list[str]:
             numbered = f"{name} ({counts[name] + 1})"
         taken[numbered] = None
     return list(taken)
-
-
-def _describe_nothing(files: Sequence[Path], errors: Sequence[str], left_out: Sequence[str]) -> str:
-    """Return why there is no image to classify, and what to do."""
-    if not files:
-        return "Add images or a ZIP first."
-    if errors:
-        return " ".join(errors)
-    return " ".join(["There is no image in the ZIP.", *left_out])
 
 
 def count_left_out(n: int, place: str) -> str:

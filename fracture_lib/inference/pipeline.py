@@ -10,6 +10,7 @@ from functools import cache
 from os import PathLike
 from pathlib import Path
 from threading import Lock
+from time import monotonic
 from traceback import clear_frames
 
 import numpy as np
@@ -17,12 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fracture_lib.errors import FractureError, InvalidArgument, InvalidImage, ModelUnavailable, UnknownModel
-from fracture_lib.hub import BUNDLE, Reference, Runtime
+from fracture_lib.hub import BUNDLE, HUB_PREFIX, Reference, Runtime
 from fracture_lib.inference.ood import OODResult, detect_ood
 from fracture_lib.inference.prediction import ComparisonResult, to_prediction
-from fracture_lib.io.image import INPUT_SIZE, ImageSource, LoadedImage, letterbox, load_image
+from fracture_lib.io.image import INPUT_SIZE, ImageSource, LoadedImage, letterbox, load_image, trim
 from fracture_lib.models.model import BaseModel, EnsembleModel, ModelOutput, read_model
-from fracture_lib.registry import ALL_MODELS, ENSEMBLE, ENSEMBLE_MEMBERS
+from fracture_lib.registry import ALL_MODELS, ENSEMBLE, ENSEMBLE_MEMBERS, MODELS
 
 __all__ = ["InferencePipeline", "check_ood", "compare"]
 
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 OOD_BACKBONE = "resnet50"
 PREVIEW_SIDE = 640  # pixels; large enough to show
+# Seconds before a model that failed to load is loaded again: a batch must not ask the Hub for every image.
+RETRY_INTERVAL = 60
 
 
 class InferencePipeline:
@@ -39,15 +42,32 @@ class InferencePipeline:
         self.runtime: Runtime = runtime
         self.ready = False  # whether `warm_up` has finished
         self._models: dict[Reference, BaseModel] = {}
+        self._failures: dict[Reference, tuple[float, type[FractureError], str]] = {}  # when, and why
         self._locks: dict[Reference, Lock] = {}  # one per model: loading one does not block another
 
     def get_model(self, reference: Reference) -> BaseModel:
-        """Return a model by name, or by any other reference that `read_model` takes. Raises FractureError."""
+        """Return a model by name, or by any other reference that `read_model` takes.
+
+        Raises FractureError; for a model that comes from the Hub, the same one again for RETRY_INTERVAL.
+        """
         with self._locks.setdefault(reference, Lock()):  # setdefault is atomic
             if reference not in self._models:
-                with _only_fracture_errors(reference, "load"):
-                    self._models[reference] = self._read_model(reference)
+                self._raise_recent_failure(reference)
+                try:
+                    with _only_fracture_errors(reference, "load"):
+                        self._models[reference] = self._read_model(reference)
+                except FractureError as error:
+                    if reference in MODELS or str(reference).startswith(HUB_PREFIX):
+                        self._failures[reference] = monotonic(), type(error), str(error)
+                    raise
             return self._models[reference]
+
+    def _raise_recent_failure(self, reference: Reference) -> None:
+        """Raise the error of a model that failed to load less than RETRY_INTERVAL ago."""
+        if reference in self._failures:
+            failed_at, kind, message = self._failures[reference]
+            if monotonic() - failed_at < RETRY_INTERVAL:
+                raise kind(message)
 
     def _read_model(self, reference: Reference) -> BaseModel:
         if reference != ENSEMBLE:
@@ -232,7 +252,7 @@ def _read(
 ) -> tuple[LoadedImage, Image.Image, NDArray[np.float32], tuple[slice, slice]]:
     """Return the image, an 8-bit preview, the model input and its content box."""
     try:
-        image = load_image(source)
+        image = trim(load_image(source))
         greys = np.empty(image.pixels.shape, np.uint8)
         np.multiply(255, image.pixels, out=greys, casting="unsafe")  # avoids a float copy of a large image
         preview = Image.fromarray(greys)

@@ -17,22 +17,21 @@ __all__ = ["crop_borders", "framing_warnings"]
 Floats: TypeAlias = NDArray[np.float32]
 Box: TypeAlias = tuple[slice, slice]  # of rows and columns
 
-# Largest difference from a border's tone, for noise and JPEG: 1.5 to 13 of 255 grey levels. On dark tones, which
-# an X-ray's background has too, though with more noise, each of the smaller ones is tried.
-DARK = 0.15
-DARK_TOLERANCES = (0.006, 0.012, 0.025)
-TOLERANCE = 0.05
+# Largest difference from a border's tone, for noise and JPEG: 1.5 to 13 of 255 grey levels. An X-ray's
+# background is dark, too, but seldom as black, or else not as even, as a border; black is tried with each.
+BLACK, DARK = 0.012, 0.15
+BLACK_TOLERANCES, DARK_TOLERANCES, TOLERANCES = (0.006, 0.012, 0.025), (0.006,), (0.05,)
 MAX_OUTLIERS = 0.01  # share of a flat line's pixels that may have another tone
 EDGE_PIXELS = 16  # within which a border ends: JPEG's blocks have 8, and scaling blurs
 STEP_PIXELS = 3  # within which it has half its height, unlike a background that fades
 MIN_EDGE_SHARE = 0.5  # of the side, along which the border ends there ...
 MIN_STRAIGHT_SHARE = 0.75  # ... or of what lies beyond, within half the pixels, as a straight edge does
 MAX_BLURRED = 0.05  # share of a blurred line's pixels that may be nearer to the image than to the border
+MIN_BORDER = 0.05  # share of the height or width; the models were trained with narrow borders
 MAX_NESTED = 6  # flat layers cut off one after another
 LINE_SAMPLES = 1024  # of a line that are compared, at most
 CHUNK_LINES = 64  # compared at once
 
-WIDE_BORDER = 0.1  # share of a side
 WARNING_SIDE = 512  # of the reduced copy that the warnings are derived from
 MIN_WARNING_SIDE = 64
 GUTTER_PLACE = 0.15, 0.85  # along a side: two views have similar sizes
@@ -42,7 +41,7 @@ MIN_GUTTER_EDGE_SHARE = 0.3
 MIN_WINDOW_LINES = 2  # straight lines across most of the image, each beside an even tone
 WINDOW_LINE_LENGTH = 0.7
 WINDOW_LINE_STEP, WINDOW_LINE_EVENNESS = 0.015, 0.01
-RIM_WIDTH = 0.06
+RIM_INSETS, RIM_WIDTH = (0.0, 0.05), 0.06
 BRIGHT, MIN_BRIGHT_RIM = 0.55, 0.7
 
 
@@ -51,7 +50,8 @@ def crop_borders(pixels: Floats) -> Box:
 
     `pixels` float32 [H, W] in 0 to 1. A border is a strip of one tone, up to a little noise, along a whole
     side, which ends at once along most of what it borders: a background that fades is not a border.
-    Borders of several tones may be nested. At least MIN_SIDE pixels are left per side.
+    Borders of several tones may be nested. Borders that together take at most MIN_BORDER stay, as the models
+    were trained with them. At least MIN_SIDE pixels are left per side.
     """
     rows, columns = whole = slice(0, pixels.shape[0]), slice(0, pixels.shape[1])
     for _ in range(MAX_NESTED):
@@ -61,8 +61,10 @@ def crop_borders(pixels: Floats) -> Box:
             columns = _cut(pixels[rows, columns].T, columns, at_end)
         if (rows, columns) == before:
             break
-    is_blank = (rows, columns) != whole and np.ptp(pixels[rows, columns]) <= TOLERANCE
-    return whole if is_blank else (rows, columns)
+    box = rows, columns
+    shares = [1 - (part.stop - part.start) / side for part, side in zip(box, pixels.shape, strict=True)]
+    is_blank = np.ptp(pixels[box]) <= max(TOLERANCES)
+    return whole if max(shares) <= MIN_BORDER or is_blank else box
 
 
 def _cut(lines: Floats, side: slice, at_end: bool) -> slice:
@@ -77,7 +79,7 @@ def _cut(lines: Floats, side: slice, at_end: bool) -> slice:
 def _border_width(lines: Floats) -> int:
     """Return how many of the first lines [N, L] are a flat border of one tone."""
     tone = float(np.median(lines[0]))
-    tolerances = DARK_TOLERANCES if tone < DARK else (TOLERANCE,)
+    tolerances = BLACK_TOLERANCES if tone < BLACK else DARK_TOLERANCES if tone < DARK else TOLERANCES
     return max(_border_width_within(lines, tone, tolerance) for tolerance in tolerances)
 
 
@@ -135,12 +137,10 @@ def framing_warnings(pixels: Floats, box: Box) -> tuple[str, ...]:
     `pixels` float32 [H, W] in 0 to 1 is the image with its borders, `box` what `crop_borders` returned.
     """
     warnings = []
-    if any(
-        1 - (part.stop - part.start) / side >= WIDE_BORDER
-        for part, side in zip(box, pixels.shape, strict=True)
-    ):
-        warnings.append("Wide borders were cut off.")
-    content = _reduce(pixels[box])
+    content = pixels[box]
+    if content.shape != pixels.shape:
+        warnings.append("Flat borders were cut off.")
+    content = _reduce(content)
     if min(content.shape) < MIN_WARNING_SIDE:
         return tuple(warnings)
     if _has_gutter(content) or _has_gutter(content.T):
@@ -162,16 +162,17 @@ def _has_gutter(lines: Floats) -> bool:
     """Return whether a flat strip with sharp edges crosses the lines [N, L] and divides them."""
     first, last = (round(place * len(lines)) for place in GUTTER_PLACE)
     tones = np.median(lines, axis=1, keepdims=True)
-    for tolerance in DARK_TOLERANCES:
+    for tolerance in BLACK_TOLERANCES:
         is_flat = _is_flat(lines, tones, tolerance)
         changes = np.diff(is_flat) | (np.abs(np.diff(tones[:, 0])) > MAX_GUTTER_SHADING)
         for start, stop in pairwise((0, *(np.flatnonzero(changes) + 1), len(lines))):
             is_inside = max(first, GUTTER_EDGE) <= start and stop <= min(last, len(lines) - GUTTER_EDGE)
             if is_flat[start] and is_inside and np.ptp(tones[start:stop]) <= MAX_GUTTER_SHADING:
                 before = lines[start] - lines[start - GUTTER_EDGE]
-                after = lines[stop - 1 + GUTTER_EDGE] - lines[stop - 1]
-                changed = np.abs([before, after]) > (tolerance if tones[start] < DARK else TOLERANCE)
-                if (changed.mean(axis=1) >= MIN_GUTTER_EDGE_SHARE).all():
+                after = lines[stop - 1] - lines[stop - 1 + GUTTER_EDGE]
+                least = tolerance if tones[start] < DARK else max(TOLERANCES)
+                is_brighter, is_darker = np.minimum(before, after) > least, np.maximum(before, after) < -least
+                if (is_brighter | is_darker).mean() >= MIN_GUTTER_EDGE_SHARE:
                     return True
     return False
 
@@ -199,8 +200,13 @@ def _longest_run(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 def _has_bright_rim(pixels: Floats) -> bool:
     """Return whether the rim is bright, as on a light box; an X-ray's background is dark."""
-    width = max(1, round(RIM_WIDTH * min(pixels.shape)))
-    is_rim = np.ones(pixels.shape, bool)
-    is_rim[width:-width, width:-width] = False
     low, high = float(pixels.min()), float(pixels.max())
-    return bool((pixels[is_rim] > low + BRIGHT * (high - low)).mean() >= MIN_BRIGHT_RIM)
+    is_bright = pixels > low + BRIGHT * (high - low)
+    for inset in RIM_INSETS:  # behind the dark frame of a light box
+        rim, inner = (
+            is_bright[border : len(is_bright) - border, border : is_bright.shape[1] - border]
+            for border in (round(share * min(pixels.shape)) for share in (inset, inset + RIM_WIDTH))
+        )
+        if int(rim.sum()) - int(inner.sum()) >= MIN_BRIGHT_RIM * (rim.size - inner.size):
+            return True
+    return False

@@ -28,7 +28,7 @@ def to_grayscale(
     """
     width, height, channels = _size_and_channels(image)
     gray = np.empty((height, width), np.float32)
-    color_spread, low, high = 0.0, np.inf, -np.inf
+    colors, low, high = _ColorSums(), np.inf, -np.inf
     step = max(1, BLOCK_PIXELS // width)
     offset = None if channels in (2, 4) else _offset(image, blank_mask)
     for top in range(0, height, step):
@@ -47,13 +47,11 @@ def to_grayscale(
             if channels > 2:
                 rgb = block[..., :3]
                 gray[rows] = rgb @ LUMA
-                largest, smallest = _sum_of_extremes(rgb)
-                color_spread += largest
-                color_spread -= smallest
+                colors.add(rgb)
                 low, high = min(low, float(rgb.min())), max(high, float(rgb.max()))
             if channels in (2, 4):
                 gray[rows] *= block[..., -1] / np.float32(opaque)
-    return gray, color_spread / (width * height) / max(high - low, 1e-12)
+    return gray, colors.colorfulness(high - low) if channels > 2 else 0.0
 
 
 def _offset(image: NDArray[Any] | Image.Image, blank_mask: NDArray[np.bool_] | None) -> Any:
@@ -82,12 +80,38 @@ def _subtract(block: NDArray[Any], offset: Any) -> NDArray[Any]:
     return difference
 
 
-def _sum_of_extremes(rgb: NDArray[np.float32]) -> tuple[float, float]:
-    """Return the sums of each pixel's largest and of each pixel's smallest channel."""
-    red, green, blue = np.moveaxis(rgb, -1, 0)  # np.ptp is slow along so short an axis
-    largest = np.maximum(np.maximum(red, green), blue)
-    smallest = np.minimum(np.minimum(red, green), blue)
-    return float(largest.sum(dtype=np.float64)), float(smallest.sum(dtype=np.float64))
+class _ColorSums:
+    """Sums over the pixels from which the colorfulness follows, block by block."""
+
+    def __init__(self) -> None:
+        self._origin: NDArray[np.float32] | None = None  # near the colors, so that the sums keep their digits
+        self._products = np.zeros((4, 4))  # of red, green, blue and 1
+
+    def add(self, rgb: NDArray[np.float32]) -> None:
+        """Count the pixels of a block [h, W, 3]."""
+        if self._origin is None:
+            self._origin = rgb[0, 0].copy()
+        colors = np.ones((4, rgb.shape[0] * rgb.shape[1]))  # arithmetic along so short an axis is slow
+        colors[:3] = rgb.reshape(-1, 3).T
+        colors[:3] -= self._origin[:, None]
+        self._products += colors @ colors.T
+
+    def colorfulness(self, value_range: float) -> float:
+        """Return the standard deviation of the colors from a line through them, relative to `value_range`.
+
+        The line is each channel's linear regression on the luma, so an image of one tint, whatever its hue
+        and strength, has 0, as a gray one.
+        """
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            moments = self._products / self._products[3, 3]
+            covariance = moments[:3, :3] - np.outer(moments[3, :3], moments[3, :3])
+            with_luma = covariance @ LUMA
+            luma_variance = LUMA @ with_luma
+            variance = np.trace(covariance)
+            rest = variance - (with_luma @ with_luma / luma_variance if luma_variance > 0 else 0)
+            if not rest > 1e-9 * variance:  # rounded
+                return 0.0
+            return float(np.sqrt(rest)) / max(value_range, 1e-12)
 
 
 def _size_and_channels(image: NDArray[Any] | Image.Image) -> tuple[int, int, int]:

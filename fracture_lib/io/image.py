@@ -1,7 +1,7 @@
 """From any image source to the 128x128 array that every model takes. The only such path.
 
     path, bytes, file object, PIL image, array, tensor or pydicom Dataset
-        -> load_image -> LoadedImage, grayscale [H, W] -> letterbox -> [128, 128]
+        -> load_image -> LoadedImage, grayscale [H, W] -> trim -> letterbox -> [128, 128]
 
 Training, evaluation, the command line and the page all call it; nothing else resizes or scales an image.
 """
@@ -9,7 +9,7 @@ Training, evaluation, the command line and the page all call it; nothing else re
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -19,6 +19,7 @@ from PIL import Image
 
 from fracture_lib.errors import InvalidImage
 from fracture_lib.io.dicom.reader import DatasetLike, encode_dataset, is_dicom, read_dicom
+from fracture_lib.io.framing import crop_borders, framing_warnings
 from fracture_lib.io.grayscale import check_shape, stretch_range, to_grayscale
 from fracture_lib.io.limits import MAX_BYTES, MAX_PIXELS, MAX_SIDE, check_file_size
 from fracture_lib.io.raster.decode import FORMATS, DecodedImage, decode_file, to_plain_channels
@@ -36,6 +37,7 @@ __all__ = [
     "letterbox",
     "load_image",
     "preprocess",
+    "trim",
 ]
 
 INPUT_SIZE = 128
@@ -95,18 +97,27 @@ class LoadedImage:
     """A decoded image in grayscale, at full size."""
 
     pixels: NDArray[np.float32]  # [H, W], the darkest value 0 and the brightest 1
-    colorfulness: float = 0.0  # 0 to 1: mean over the pixels of largest minus smallest channel
+    colorfulness: float = 0.0  # 0 to about 1: the deviation from one tint, which counts as gray
     modality: str | None = None  # of a DICOM file, such as "DX" or "CT"
     warnings: tuple[str, ...] = ()  # messages about what was corrected, ignored or guessed
 
 
 def preprocess(source: ImageSource | LoadedImage) -> NDArray[np.float32]:
-    """Return the model input for one image: float32 [128, 128] in 0 to 1, black where padded.
+    """Return the model input for one image: float32 [128, 128] in 0 to 1, without flat borders.
 
     `source` is a LoadedImage or anything that `load_image` takes. Raises InvalidImage.
     """
     image = source if isinstance(source, LoadedImage) else load_image(source)
-    return letterbox(image.pixels)[0]
+    return letterbox(trim(image).pixels)[0]
+
+
+def trim(image: LoadedImage) -> LoadedImage:
+    """Cut flat borders off, stretch what is left to 0 to 1, and add warnings about unusual framing."""
+    box = crop_borders(image.pixels)
+    pixels = image.pixels[box]
+    if pixels.shape != image.pixels.shape:
+        pixels = stretch_range(pixels.copy())  # a border must not set the range
+    return replace(image, pixels=pixels, warnings=(*image.warnings, *framing_warnings(image.pixels, box)))
 
 
 def letterbox(pixels: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[slice, slice]]:

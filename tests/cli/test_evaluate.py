@@ -78,7 +78,7 @@ def test_evaluate_without_near_duplicates_prints_and_writes_both_reports(test_da
 def test_evaluate_with_a_missing_split_is_one_error_line(dataset_folder, capsys):
     assert evaluate(dataset_folder, "--split", "Test") == 1
     err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") == 1 and "expected <class>/<split>/image.jpg" in err
+    assert err.startswith("error: ") and err.count("\n") == 1 and "Expected <class>/<split>/image.jpg" in err
 
 
 def test_evaluate_with_an_unknown_model_exits_with_two(dataset_folder, capsys):
@@ -173,7 +173,7 @@ def as_test_split(images, folder):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["subset", "superset", "half the size", "mirrored", "other labels"])
+@pytest.mark.parametrize("kind", ["subset", "superset", "half the size", "mirrored", "inverted", "other labels"])
 def test_save_as_test_of_training_images_in_disguise_changes_nothing(
     dataset_folder, trained_folder, tmp_path, capsys, kind
 ):
@@ -184,6 +184,8 @@ def test_save_as_test_of_training_images_in_disguise_changes_nothing(
         images = [image.resize((image.width // 2, image.height // 2)) for image in images]
     if kind == "mirrored":
         images = [ImageOps.mirror(image) for image in images]
+    if kind == "inverted":
+        images = [ImageOps.invert(image.convert("L")) for image in images]
     assert save_as_test(as_test_split(images, tmp_path / "data"), trained_folder) == 1
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith(f"error: 8 of {len(images)} images are near-duplicates of training images, so")
@@ -203,6 +205,7 @@ def test_save_as_test_with_few_known_images_counts_them_in_the_protocol(
 
 def test_save_as_test_without_stored_hashes_compares_with_the_other_splits(test_data, model_folder, capsys):
     (test_data / "Spiral fracture" / "Test" / "new.png").unlink()
+    write_out_of_fold(model_folder, np.zeros((2, 10)), load_dataset_folder(test_data), np.arange(2))
     assert save_as_test(test_data, model_folder) == 1
     assert "error: 1 of 1 images are near-duplicates of training images" in capsys.readouterr().err
 

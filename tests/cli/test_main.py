@@ -136,7 +136,8 @@ def test_error_of_a_command_becomes_one_line_and_an_exit_code(capsys, monkeypatc
 def test_os_error_names_its_file(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("fracture_lib.cli.cards.run", lambda options: (tmp_path / "none").read_bytes())
     assert main(["cards"]) == 1
-    assert capsys.readouterr().err == f"error: No such file or directory: {tmp_path / 'none'}\n"
+    error = f"error: No such file or directory: {tmp_path / 'none'}. Check the path"
+    assert capsys.readouterr().err.startswith(error)
 
 
 def test_stopped_training_says_how_to_resume(capsys, monkeypatch, tmp_path):

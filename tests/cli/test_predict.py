@@ -286,8 +286,8 @@ def test_predict_with_an_empty_folder_still_classifies_the_others(image_path, tm
     assert main(["predict", str(tmp_path), f"{tmp_path}/*.png", str(image_path), *ONE_MODEL]) == 1
     out, err = capsys.readouterr()
     assert out.startswith(str(image_path))
-    assert f"error: {tmp_path}: There is no image in this folder.\n" in err
-    assert f"error: {tmp_path}/*.png: No file matches this pattern.\n" in err
+    assert f"error: {tmp_path}: There is no image in this folder. Check the path.\n" in err
+    assert f"error: {tmp_path}/*.png: No file matches this pattern. Check the path.\n" in err
 
 
 def test_predict_with_a_name_that_is_too_long_still_classifies_the_others(image_path, capsys):
@@ -333,6 +333,18 @@ def test_predict_with_a_zip_classifies_its_members(image_path, tmp_path, capsys)
     images = [json.loads(line)["image"] for line in out.splitlines()]
     assert images == [f"{path}/anna/IM1", f"{path}/berta/IM1", str(image_path)]
     assert err == f"3 images: 3 answered. 1 file in {path} is not an image and was left out.\n"
+
+
+def test_predict_with_a_folder_reports_each_zip_without_an_image(image_path, tmp_path, capsys):
+    (tmp_path / "damaged.zip").write_bytes(b"PK\3\4")
+    for name in ("empty.zip", "other.zip"):
+        zipfile.ZipFile(tmp_path / name, "w").close()
+    assert main(["predict", str(tmp_path), str(image_path), *ONE_MODEL]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith(str(image_path)) and "4 images: 1 answered, 3 unreadable." in err
+    assert f"error: {tmp_path}/damaged.zip: The ZIP damaged.zip is damaged." in err
+    assert f"error: {tmp_path}/empty.zip: There is no image in the ZIP." in err
+    assert f"error: {tmp_path}/other.zip: There is no image in the ZIP." in err
 
 
 def test_predict_ends_with_a_tally_that_adds_up(image_path, colour_image, tmp_path, capsys):

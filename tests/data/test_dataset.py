@@ -48,7 +48,7 @@ def test_load_dataset_folder_with_split_reads_only_that_split(tmp_path):
 
 def test_load_dataset_folder_with_unknown_split_names_those_it_found(tmp_path):
     write_images(write_images(tmp_path, "{label}/Train"), "{label}/Test")
-    with pytest.raises(InvalidData, match=r"split Valid\. It holds 20 images and the splits test, train"):
+    with pytest.raises(InvalidData, match=r"split Valid\. Images in all: 20; splits: test, train\."):
         load_dataset_folder(tmp_path, "Valid")
 
 
@@ -130,14 +130,14 @@ def test_load_dataset_folder_with_other_files_among_the_images_counts_them(tmp_p
     for name in ("README.md", "Spiral/notes.txt", "Spiral/labels.json"):
         (tmp_path / name).write_text("text")
     assert len(load_dataset_folder(tmp_path).paths) == 10
-    assert "2 files are not images and were left out, such as labels.json." in caplog.text
+    assert "Files that are not images were left out: 2, such as labels.json." in caplog.text
 
 
 def test_load_dataset_folder_with_images_outside_the_splits_counts_them(dataset_folder, tmp_path, caplog):
     data = shutil.copytree(dataset_folder, tmp_path / "data")
     synthetic_radiograph("Spiral", 9).save(data / "Spiral fracture" / "loose.png")
     assert len(load_dataset_folder(data, "Train").paths) == 40
-    assert "1 images are in no split, such as loose.png." in caplog.text
+    assert "Images in no split folder were left out: 1, such as loose.png." in caplog.text
 
 
 def test_load_dataset_folder_with_image_in_two_splits_names_it(tmp_path):
@@ -169,7 +169,7 @@ def test_load_dataset_folder_with_manifest_without_groups_raises_invalid_data(tm
 
 
 def test_load_dataset_folder_without_images_tells_the_layouts(tmp_path):
-    with pytest.raises(InvalidData, match=r"holds 0 images .* expected <class>/<split>/image\.jpg"):
+    with pytest.raises(InvalidData, match=r"Images in all: 0; .* Expected <class>/<split>/image\.jpg"):
         load_dataset_folder(tmp_path)
 
 

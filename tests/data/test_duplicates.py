@@ -15,6 +15,7 @@ COPIES = {
     "transposed": ORIGINAL.transpose(Image.Transpose.TRANSPOSE),
     "smaller": ORIGINAL.resize((120, 180)),
     "brighter": ORIGINAL.point(lambda v: min(255, v + 20)),
+    "inverted": ImageOps.invert(ORIGINAL.convert("L")),
 }
 
 

@@ -154,7 +154,7 @@ def test_manifest_that_is_wrong_is_one_message(data, content, message):
 def test_manifest_that_misspells_an_image_names_its_line_and_the_image(data):
     rows = [*ROWS[:3], ("Spiral/dd.png", "Müller")]
     with pytest.raises(
-        InvalidData, match=r"lists 1 images that are not in .* in line 5 \(Spiral/dd\.png\), and lacks 1 that"
+        InvalidData, match=r"without an image: 1, .* line 5 \(Spiral/dd\.png\); images without a row: 1,"
     ):
         load(data, table(rows))
 
@@ -163,5 +163,22 @@ def test_two_manifests_are_one_message(data):
     (data / "MANIFEST.csv").write_text(table(), encoding="utf-8")
     if (data / "manifest.csv").exists():
         pytest.skip("this file system ignores letter case")
-    with pytest.raises(InvalidData, match=r"holds MANIFEST\.csv and manifest\.csv\. Keep one of them"):
+    with pytest.raises(InvalidData, match=r"holds MANIFEST\.csv and manifest\.csv\. Keep one"):
         load(data, table())
+
+
+@pytest.mark.parametrize("folder", ["Avulsion", "data/old"])
+def test_manifest_in_a_subfolder_is_one_message(data, folder):
+    (data / folder).mkdir(parents=True, exist_ok=True)
+    (data / folder / "manifest.csv").write_text(table(), "utf-8")
+    with pytest.raises(InvalidData, match=rf"{folder}/manifest\.csv is in a subfolder\. Move it to"):
+        load_dataset_folder(data)
+
+
+def test_manifest_beside_the_folder_is_a_warning(data, caplog):
+    (data / "manifest.csv").write_text(table(), "utf-8")
+    (data / "Train").mkdir()
+    for name in ("Avulsion", "Spiral"):
+        (data / name).rename(data / "Train" / name)
+    load_dataset_folder(data / "Train")
+    assert "manifest.csv beside Train is not used. Give the folder above and a split." in caplog.text

@@ -182,8 +182,14 @@ def test_list_inputs_of_a_hospital_disc_lists_its_images_and_counts_the_rest(tmp
 
 def test_list_inputs_of_zip_without_images_says_what_was_left_out(tmp_path):
     path = write_zip(tmp_path / "notes.zip", {"notes.txt": b"text"})
-    with pytest.raises(InvalidImage, match=r"no image in the ZIP. 1 file in notes.zip is not an image"):
+    with pytest.raises(InvalidImage, match=r"no image in the ZIP\. .* 1 file in notes.zip is not an image"):
         list_inputs([path])
+
+
+def test_list_inputs_with_empty_zip_among_others_reports_it(tmp_path, image_path):
+    empty = write_zip(tmp_path / "empty.zip", {})
+    batch = list_inputs([empty, image_path])
+    assert [(i.name, bool(i.error)) for i in batch] == [("empty.zip", True), (image_path.name, False)]
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "BMP"])

@@ -23,8 +23,10 @@ from fracture_lib import (
     load_model,
     preprocess,
 )
+from fracture_lib.errors import FractureError
 from fracture_lib.hub import BUNDLE, ModelSource
 from fracture_lib.inference import pipeline as pipeline_module
+from fracture_lib.inference.pipeline import RETRY_INTERVAL
 from fracture_lib.models import model as model_module
 from fracture_lib.models.model import EnsembleModel, Model, read_model
 from fracture_lib.registry import ENSEMBLE_MEMBERS
@@ -136,6 +138,33 @@ def test_predict_with_a_model_that_fails_to_load_keeps_the_others(image_path, mo
     assert list(result.predictions) == ["pytorch-cnn", "tensorflow-cnn"]
     assert result.failures["resnet50"] == "it is gone." and "resnet50" in result.failures["ensemble"]
     assert list(pipeline.predict(image_path, ["ensemble"]).failures) == ["ensemble"]
+
+
+def test_get_model_that_failed_is_loaded_again_only_after_a_while(image_path, monkeypatch):
+    references = []
+
+    def unreachable(reference, runtime):
+        references.append(reference)
+        raise ModelUnavailable("The Hub cannot be reached.")
+
+    now = 1000.0
+    monkeypatch.setattr(pipeline_module, "monotonic", lambda: now)
+    monkeypatch.setattr(pipeline_module, "read_model", unreachable)
+    pipeline = InferencePipeline()
+    for _ in range(3):
+        assert pipeline.predict(image_path).failures["resnet50"] == "The Hub cannot be reached."
+    assert references == list(ENSEMBLE_MEMBERS)
+    now += RETRY_INTERVAL
+    monkeypatch.setattr(pipeline_module, "read_model", read_model)
+    assert list(pipeline.predict(image_path).predictions) == list(ALL_MODELS)
+
+
+def test_get_model_from_a_folder_that_failed_is_loaded_again_at_once(tmp_path):
+    pipeline, reference = InferencePipeline(), f"local-dir:{tmp_path / 'model'}"
+    with pytest.raises(FractureError):
+        pipeline.get_model(reference)
+    (tmp_path / "model").symlink_to(BUNDLE / "resnet50")
+    assert pipeline.get_model(reference).name == "resnet50"
 
 
 @pytest.mark.parametrize("error", [KeyError("weights"), MemoryError(), RuntimeError("a driver")])

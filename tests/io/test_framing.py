@@ -131,7 +131,7 @@ def test_framing_warnings_of_radiograph_is_empty(label):
 
 
 def test_framing_warnings_of_border_names_wide_ones(radiograph):
-    assert warnings_of(add_border(radiograph, 255, left=100)) == ("Wide borders were cut off.",)
+    assert warnings_of(add_border(radiograph, 255, left=100)) == ("Flat borders were cut off.",)
     assert warnings_of(add_border(radiograph, 255, left=5)) == ()
 
 

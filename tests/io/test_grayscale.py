@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.io.grayscale import BLOCK_PIXELS, stretch_range, to_grayscale
 
 
@@ -21,7 +22,10 @@ def test_to_grayscale_of_several_blocks_equals_arithmetic_on_the_whole(dtype, ch
     assert gray.tobytes() == expected.tobytes()
     if channels > 2:
         rgb = whole[..., :3]
-        assert colorfulness == pytest.approx(np.ptp(rgb, axis=-1).mean() / np.ptp(rgb), rel=1e-4)
+        colors = rgb.reshape(-1, 3).astype(float)
+        line = np.column_stack([np.ones(len(colors)), colors @ [0.299, 0.587, 0.114]])
+        rest = colors - line @ np.linalg.lstsq(line, colors)[0]
+        assert colorfulness == pytest.approx(np.sqrt((rest**2).sum(axis=1).mean()) / np.ptp(rgb), rel=1e-4)
     else:
         assert colorfulness == 0
     if dtype == "u1":
@@ -77,3 +81,17 @@ def test_stretch_range_of_any_values_ends_at_exactly_0_and_1():
     stretched = stretch_range(values.copy())
     assert stretched.min() == 0 and stretched.max() == 1
     np.testing.assert_allclose(stretched, (values - values.min()) / np.ptp(values), atol=1e-6)
+
+
+@pytest.mark.parametrize("tint", [(0.5, 0.7, 1), (1, 0.8, 0.5), (0.5, 1, 0.6), (0.9, 0.95, 1)])
+@pytest.mark.parametrize("base", [0, 60])
+def test_to_grayscale_of_image_of_one_tint_has_almost_no_colorfulness(tint, base):
+    """As of an X-ray on a blue base, scanned in colour."""
+    gray = np.asarray(synthetic_radiograph("Spiral"), float)[..., None]
+    tinted = np.round(base * np.array([0.2, 0.5, 1]) + gray * tint * (1 - base / 255)).astype(np.uint8)
+    assert to_grayscale(tinted)[1] < 0.01
+
+
+def test_to_grayscale_of_several_hues_is_colorful():
+    hues = np.array([[255, 0, 0], [0, 130, 0], [30, 30, 255], [230, 200, 20]], np.uint8)
+    assert to_grayscale(np.tile(hues.repeat(20, axis=0), (40, 1, 1)))[1] > 0.2

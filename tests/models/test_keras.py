@@ -21,7 +21,7 @@ from tests.helpers.training import write_random_resnet50
 @pytest.fixture
 def twins(monkeypatch):
     """A learner in PyTorch and one in Keras with the same weights, without dropout, in float32."""
-    monkeypatch.setattr(pytorch_models.torch, "autocast", lambda *_: nullcontext())
+    monkeypatch.setattr(pytorch_models.torch, "autocast", lambda *_, **__: nullcontext())
     recipe = RECIPES["pytorch-cnn"]
     architecture = {**recipe.architecture, "dropouts": [0, 0, 0], "head_dropout": 0}
     recipe = replace(recipe, architecture=architecture)

@@ -202,13 +202,11 @@ def _try_window(
     try:
         with np.errstate(all="ignore"):
             windowed = apply(values, offset)
-        if not _is_image(windowed):
-            return None, _INVALID
     except MemoryError:
         raise
     except Exception:  # elements may be missing, empty, text, lists or out of range
         return None, _INVALID
-    if _tonal_information(windowed, mask) < min_tones:
+    if not _is_image(windowed) or _tonal_information(windowed, mask) < min_tones:
         return None, _TOO_NARROW
     return windowed, ""
 
@@ -220,9 +218,10 @@ def _tonal_information(values: NDArray[np.float32], mask: NDArray[np.bool_] | No
     """
     step = max(1, math.isqrt(values.size // SAMPLED_PIXELS))
     sample = values[::step, ::step]
-    if mask is not None:
-        sample = sample[~mask[::step, ::step]]
-    shares = np.histogram(sample, 256, (values.min(), values.max()))[0][1:-1] / max(1, sample.size)
+    sample = sample.copy() if mask is None else sample[~mask[::step, ::step]]
+    low, high = values.min(), values.max()
+    sample -= low  # NumPy rejects bins that float32 cannot tell apart; near 0, it can
+    shares = np.histogram(sample, 256, (0, high - low))[0][1:-1] / max(1, sample.size)
     shares = shares[shares > 0]
     return float(-(shares * np.log(shares)).sum())
 
@@ -241,23 +240,24 @@ def _apply_window(
     values: NDArray[np.float32], offset: float, center: float, width: float, function: str
 ) -> NDArray[np.float32]:
     """Apply a window to `values` + `offset` (C.11.2.1.2, C.11.2.1.3). Raises ValueError if it is invalid."""
-    if not (width >= 1 if function == "LINEAR" else width > 0):  # also true for NaN
+    is_wide_enough = width >= 1 if function == "LINEAR" else width > 0
+    if not (is_wide_enough and math.isfinite(center) and math.isfinite(width)):
         raise ValueError
-    if function == "LINEAR":
-        center, width = center - 0.5, max(width - 1, 1e-6)
-    elif function not in ("LINEAR_EXACT", "SIGMOID"):
-        raise ValueError
-    windowed = values - (center - offset)
-    # In place: an image can have 40 million pixels.
+    center -= offset
     if function == "SIGMOID":
+        windowed = values - center
+        # In place: an image can have 40 million pixels.
         windowed *= -4
         windowed /= width
         np.exp(windowed, out=windowed)
         windowed += 1
         return np.reciprocal(windowed, out=windowed)
-    windowed /= width
-    windowed += 0.5
-    return np.clip(windowed, 0, 1, out=windowed)
+    if function == "LINEAR":
+        center, width = center - 0.5, width - 1
+    elif function != "LINEAR_EXACT":
+        raise ValueError
+    # Not scaled: the image is stretched to its range, anyway.
+    return np.clip(values, center - width / 2, center + width / 2)
 
 
 def _is_inverted(rises: bool, dataset: "Dataset", messages: list[str]) -> bool:

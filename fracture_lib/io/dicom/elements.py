@@ -175,6 +175,8 @@ def _photometric_term(dataset: "Dataset") -> tuple[str | None, bool]:
     key = re.sub(r"[^A-Z0-9]", "", text.upper())
     if key in TERMS:
         return TERMS[key], False
+    if re.fullmatch("MONO.*[12]", key):
+        return f"MONOCHROME{key[-1]}", False
     for close in difflib.get_close_matches(key[:20], TERMS, n=2, cutoff=0.85):
         if close[-1] == key[-1]:  # MONOCHROME1 and 2 are as close to MONOCHROME
             return TERMS[close], False

@@ -459,6 +459,7 @@ def test_read_dicom_without_or_with_wrong_pixel_representation_recognizes_signed
         ("MONOCHROME 1", True),
         (" Monochrome1 ", True),
         ("MONOCROME1", True),
+        ("MONO1", True),
         ("MONOCHROME_2", False),
         ("monochrome2", False),
         ("MONOCHROM2", False),

@@ -15,7 +15,7 @@ from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.errors import InvalidImage
 from fracture_lib.io.dicom.display import to_displayed
 from fracture_lib.io.dicom.mask import MAX_VERTICES
-from fracture_lib.io.image import load_image, preprocess
+from fracture_lib.io.image import letterbox, load_image
 from tests.helpers.dicom_files import (
     BIG_ENDIAN,
     EXPLICIT,
@@ -374,7 +374,7 @@ def test_load_image_with_tall_pixels_gives_the_input_of_square_ones(elements):
     image = load_image(dicom(squashed, **elements))
     assert image.warnings == (NOT_SQUARE,)
     assert image.pixels.shape[0] / image.pixels.shape[1] == pytest.approx(1.5, rel=0.02)
-    assert np.abs(preprocess(image) - preprocess(square)).mean() < 0.01
+    assert np.abs(letterbox(image.pixels)[0] - letterbox(load_image(square).pixels)[0]).mean() < 0.01
 
 
 @pytest.mark.parametrize("elements", [{"PixelAspectRatio": [5, 7]}, {"PixelSpacing": ["0.25", "0.35"]}])
@@ -382,7 +382,7 @@ def test_load_image_with_wide_pixels_gives_the_input_of_square_ones(elements):
     square = np.asarray(synthetic_radiograph("Oblique", width=140, height=200))
     squashed = np.asarray(Image.fromarray(square).resize((100, 200), Image.Resampling.BOX))
     image = load_image(dicom(squashed, **elements))
-    assert np.abs(preprocess(image) - preprocess(square)).mean() < 0.01
+    assert np.abs(letterbox(image.pixels)[0] - letterbox(load_image(square).pixels)[0]).mean() < 0.01
 
 
 @pytest.mark.parametrize(
@@ -476,6 +476,21 @@ def test_load_image_with_two_tones_keeps_its_window(deep):
     two_tones = np.where(deep > 2000, 3000, 1000).astype("u2")
     image = load_image(dicom(two_tones, **WINDOW))
     assert set(np.unique(image.pixels)) == {0, 1} and image.warnings == ()
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+def test_load_image_with_window_far_wider_than_its_values_keeps_their_range(deep, function):
+    window = {"WindowCenter": "2000", "WindowWidth": "1e9", "VOILUTFunction": function}
+    image = load_image(dicom(deep, **window))
+    tolerance = 0.05 if function == "SIGMOID" else 1e-6  # float32 has few numbers that near to 0.5
+    np.testing.assert_allclose(image.pixels, load_image(dicom(deep)).pixels, atol=tolerance)
+    assert image.warnings == ()
+
+
+def test_load_image_with_window_outside_all_values_ignores_it_with_a_warning(deep):
+    image = load_image(dicom(deep, WindowCenter="60000", WindowWidth="10"))
+    np.testing.assert_allclose(image.pixels, load_image(dicom(deep)).pixels, atol=1e-6)
+    assert len(image.warnings) == 1 and "leaves almost no grey values" in image.warnings[0]
 
 
 @pytest.mark.parametrize("first", [("128", "256"), ("1600", "0"), ("9999", "9")])

@@ -217,11 +217,11 @@ TRUNCATED_LUT[0].LUTDescriptor = [64, 0, 16]
 INVALID_WINDOWS = {
     "zero-width": {"WindowCenter": "30", "WindowWidth": "0"},
     "negative-width": {"WindowCenter": "30", "WindowWidth": "-5"},
-    "outside-all-values": {"WindowCenter": "9000", "WindowWidth": "10"},
     "no-width": {"WindowCenter": "30"},
     "no-center": {"WindowWidth": "30"},
     "unknown-function": {"WindowCenter": "30", "WindowWidth": "9", "VOILUTFunction": "CUBIC"},
     "infinite-center": {"WindowCenter": "1e999", "WindowWidth": "10"},
+    "infinite-width": {"WindowCenter": "30", "WindowWidth": "1e999"},
     "empty-lut": {"VOILUTSequence": [Dataset()]},
     "truncated-lut": {"VOILUTSequence": TRUNCATED_LUT},
 }
