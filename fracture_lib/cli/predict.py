@@ -99,6 +99,8 @@ def _csv_file(text: str) -> str:
     # "--csv *" without a file to write would overwrite the first image.
     if Path(text).suffix.lower() in IMAGE_SUFFIXES:
         raise argparse.ArgumentTypeError(f'"{text}" is an image; give the file to write')
+    if Path(text).is_dir():  # also without a name
+        raise argparse.ArgumentTypeError(f'"{text}" is a folder; give the file to write')
     if Path(text).is_file():
         with Path(text).open("rb") as file:
             start = file.read(1024).removeprefix(codecs.BOM_UTF8)

@@ -67,7 +67,9 @@ def load_dataset_folder(root: str | Path, split: str | None = None) -> LabelledI
     wanted = split if split and splits else None
     if wanted:
         if outside := [path for path, _, name in rows if not name]:
-            _logger.warning("Images in no split folder were left out: %d, such as %s.", len(outside), outside[0].name)
+            _logger.warning(
+                "Images in no split folder were left out: %d, such as %s.", len(outside), outside[0].name
+            )
         rows = [row for row in rows if row[2] == wanted.lower()]
     if not rows:
         raise InvalidData(
@@ -103,7 +105,9 @@ def _find_images(folder: Path) -> list[Path]:
         elif len(parts) > 1:
             others.append(path)
     if others:
-        _logger.warning("Files that are not images were left out: %d, such as %s.", len(others), others[0].name)
+        _logger.warning(
+            "Files that are not images were left out: %d, such as %s.", len(others), others[0].name
+        )
     return images
 
 

@@ -22,7 +22,8 @@ def near_duplicate_groups(paths: Sequence[Path]) -> NDArray[np.int64]:
     """Return int64 [N]: one number per group of images that are near-duplicates, directly or by a chain.
 
     Two images are near-duplicates if the perceptual hash of one is within HASH_DISTANCE of that of any
-    of the eight mirrored and turned views of the other, or of its negative. Raises InvalidData if an image cannot be read.
+    of the eight mirrored and turned views of the other, or of its negative. Raises InvalidData if an image
+    cannot be read.
     Source of the hash: https://www.hackerfactor.com/blog/index.php?/archives/432-Looks-Like-It.html.
     """
     from scipy.sparse.csgraph import connected_components
@@ -52,8 +53,8 @@ def _hash_all(paths: Sequence[Path]) -> NDArray[np.bool_]:
 
 def _are_near(views: NDArray[np.bool_], others: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return bool [N, M]: whether any of the views [N, 8, 64] is near the hash [M, 64] of another image."""
-    # With signs, -1 and 1, a dot product counts the equal bits minus the different ones. The hash of a negative
-    # has nearly all bits different, thus the absolute value.
+    # With signs, -1 and 1, a dot product counts the equal bits minus the different ones. The hash of a
+    # negative has nearly all bits different, thus the absolute value.
     signs, other_signs = (np.where(bits, np.float32(1), np.float32(-1)) for bits in (views, others))
     distance = np.min([(64 - np.abs(signs[:, v] @ other_signs.T)) / 2 for v in range(signs.shape[1])], axis=0)
     return np.asarray(distance <= HASH_DISTANCE)

@@ -47,7 +47,9 @@ def read_source_groups(folder: Path, images: Sequence[Path], used: Sequence[Path
     path = _find(folder)
     if path is None:
         if (folder.resolve().parent / MANIFEST).is_file():  # `folder` may be a split folder
-            _logger.warning("%s beside %s is not used. Give the folder above and a split.", MANIFEST, folder.name)
+            _logger.warning(
+                "%s beside %s is not used. Give the folder above and a split.", MANIFEST, folder.name
+            )
         return {}
     finder = _ImageFinder(folder, images)
     groups: dict[Path, str] = {}
@@ -74,10 +76,10 @@ def read_source_groups(folder: Path, images: Sequence[Path], used: Sequence[Path
     if unlisted and without_image:
         line, name, _ = without_image[0]
         raise InvalidData(
-            f"{MANIFEST} does not fit the images in {folder.name}. Rows without an image: {len(without_image)}, "
-            f"such as line {line} ({name}); images without a row: {len(unlisted)}, such as "
-            f"{unlisted[0].relative_to(folder).as_posix()}. Save it as UTF-8 with the paths as they are, and "
-            "list every image; source_group may be empty."
+            f"{MANIFEST} does not fit the images in {folder.name}. Rows without an image: "
+            f"{len(without_image)}, such as line {line} ({name}); images without a row: {len(unlisted)}, "
+            f"such as {unlisted[0].relative_to(folder).as_posix()}. Save it as UTF-8 with the paths as they "
+            "are, and list every image; source_group may be empty."
         )
     return {image: group for image, group in groups.items() if group}
 

@@ -42,6 +42,8 @@ class Member:
 
 def is_archive(path: Path) -> bool:
     """Return whether a file is a ZIP: not if it begins as an image, even with a ZIP behind it."""
+    if not path.is_file():  # a pipe can be read only once, and a device without end
+        return False
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)

@@ -15,6 +15,8 @@ __all__ = ["decode_names", "unicode_path"]
 UNICODE_PATH = 0x7075  # of Info-ZIP, APPNOTE 4.6.9
 KOREAN = "cp949"
 MAX_SAMPLE, MAX_NAME = 10_000, 1000  # bytes that are examined of all names and of one
+FREQUENT_CYRILLIC = "оеаинтсрвлкм"  # three of four letters of Russian text
+RARE_CYRILLIC = 0.9  # tells cp866 and cp1251 apart, between which letters become other letters
 MIN_HANGUL = 4  # fewer are rather hanzi of GBK that have the same bytes
 
 # From a character and the two beside it to 0 to 1
@@ -73,8 +75,10 @@ def _is_latin(before: str, character: str, after: str) -> float:
 
 
 def _is_cyrillic(before: str, character: str, after: str) -> float:
+    """Return 1 for a frequent letter beside others of its kind, and a little less for a rare one."""
     is_letter = unicodedata.name(character, "").startswith("CYRILLIC ")
-    return is_letter and not _is_plain(before + after) and not _has_odd_case(before, character, after)
+    is_likely = is_letter and not _is_plain(before + after) and not _has_odd_case(before, character, after)
+    return is_likely * (1 if character.lower() in FREQUENT_CYRILLIC else RARE_CYRILLIC)
 
 
 def _is_plain(characters: str) -> bool:
@@ -108,6 +112,9 @@ _ENCODINGS: dict[str, _Plausibility] = {
     "cp437": _is_latin,
     "cp1252": _is_latin,
     "cp850": _is_latin,
+    "cp852": _is_latin,  # of Central Europe, as is cp1250
+    "cp1250": _is_latin,
+    "cp857": _is_latin,  # of Turkey
     # Symbols, kana and the kanji of JIS level 1, then those of level 2
     "cp932": _is_in_rows(
         "cp932", [range(0x81, 0x84), range(0x88, 0x98)], [range(0x98, 0xA0), range(0xE0, 0xEB)]
@@ -118,4 +125,5 @@ _ENCODINGS: dict[str, _Plausibility] = {
     "gbk": _is_in_rows("gb2312", [range(0xA1, 0xA4), range(0xB0, 0xD8)], [range(0xD8, 0xF8)]),
     # The same of Big5
     "cp950": _is_in_rows("cp950", [range(0xA1, 0xA3), range(0xA4, 0xC7)], [range(0xC9, 0xFA)]),
+    "cp1251": _is_cyrillic,  # last, as its capitals are the bytes of many hanzi of GBK
 }

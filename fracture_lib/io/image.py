@@ -42,6 +42,7 @@ __all__ = [
 
 INPUT_SIZE = 128
 READ_SIZE = 2**20  # bytes that a file object is asked for at once
+MAX_ENLARGED = 4_000_000  # pixels of an image that is enlarged so that its pixels are square
 
 # Lower case, with the dot: the suffixes of all files that `load_image` reads.
 IMAGE_SUFFIXES = frozenset(
@@ -231,14 +232,18 @@ def _to_loaded_image(
 
 
 def _to_square_pixels(pixels: NDArray[np.float32], pixel_aspect: float) -> NDArray[np.float32]:
-    """Resample an image whose pixels are not square; shrink rather than enlarge, to bound the memory."""
+    """Resample an image whose pixels are not square.
+
+    The image is enlarged, as in viewers; one that would have over MAX_ENLARGED pixels is shrunk instead.
+    """
     if pixel_aspect == 1:
         return pixels
     height, width = pixels.shape
-    if pixel_aspect > 1:
-        width = max(1, round(width / pixel_aspect))
-    else:
+    enlarges = pixels.size * max(pixel_aspect, 1 / pixel_aspect) <= MAX_ENLARGED
+    if (pixel_aspect > 1) == enlarges:
         height = max(1, round(height * pixel_aspect))
+    else:
+        width = max(1, round(width / pixel_aspect))
     resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
     return np.clip(np.asarray(resized), 0, 1)
 

@@ -37,7 +37,7 @@ def load(folder: Path) -> Forward:
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base
-        raise InvalidModel(f"{folder.name}/model.onnx cannot be read: {error}") from error
+        raise InvalidModel(f"{folder.name}/model.onnx cannot be read. Download it again.") from error
 
     def forward(pixels: NDArray[np.float32], /) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         try:

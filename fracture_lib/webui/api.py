@@ -8,12 +8,13 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from fracture_lib.errors import FractureError, InvalidImage, UnknownModel
+from fracture_lib.errors import FractureError, InvalidArgument, InvalidImage, UnknownModel
 from fracture_lib.inference.batch import list_inputs, predict_batch
 from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.inference.prediction import check_top_k
 from fracture_lib.labels import CLASSES
 from fracture_lib.registry import ALL_MODELS, ENSEMBLE, MODELS, model_title
+from fracture_lib.webui.rendering import shorten
 from fracture_lib.webui.server import BATCH_QUEUE, IMAGE_QUEUE, check_not_expired
 
 __all__ = ["Api"]
@@ -32,7 +33,8 @@ class Api:
         with gr.Row(visible=False):
             image = gr.File(label="image")
             images = gr.File(label="images", file_count="multiple")
-            model = gr.Dropdown(list(ALL_MODELS), value=ENSEMBLE, label="model")
+            # Let unknown models through: Gradio's message would repeat whatever was given.
+            model = gr.Dropdown(list(ALL_MODELS), value=ENSEMBLE, label="model", allow_custom_value=True)
             top_k = gr.Number(3, label="top_k", precision=0)
             skip_ood_check = gr.Checkbox(False, label="skip_ood_check")
             self._add(self.predict, [image, model, top_k, skip_ood_check])
@@ -103,6 +105,7 @@ class Api:
         """
         with _pass_errors_on():
             k = check_top_k(top_k)
+            _check_flag(skip_ood_check)
             check_not_expired(images or [])
             rows = predict_batch(self._pipeline, list_inputs(images or []), skip_ood_check)
             return [
@@ -123,11 +126,13 @@ class Api:
     def _predict(self, image: str, models: Sequence[str], top_k: int, skip_ood_check: bool) -> dict[str, Any]:
         with _pass_errors_on():
             k = check_top_k(top_k)
+            _check_flag(skip_ood_check)
             if not image:
                 raise InvalidImage("There is no image. Upload one first.")
             for name in models:
-                if name not in ALL_MODELS:  # gr.Dropdown lets lists through
-                    raise UnknownModel(f'Unknown model "{name}". Choose from {", ".join(ALL_MODELS)}.')
+                if name not in ALL_MODELS:
+                    known = ", ".join(ALL_MODELS)
+                    raise UnknownModel(f'Unknown model "{shorten(str(name))}". Choose from {known}.')
             check_not_expired([image])
             return self._pipeline.predict(image, models, skip_ood_check=skip_ood_check).to_dict(k)
 
@@ -151,6 +156,12 @@ class Api:
             "source": str(model.source),
             "size_bytes": model.size_bytes,
         }
+
+
+def _check_flag(skip_ood_check: object) -> None:
+    """Raise InvalidArgument unless the flag is a boolean: gr.Checkbox lets texts through, such as "false"."""
+    if not isinstance(skip_ood_check, bool):
+        raise InvalidArgument("skip_ood_check is neither true nor false; use one of them.")
 
 
 @contextmanager

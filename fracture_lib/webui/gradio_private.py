@@ -6,18 +6,20 @@ every call of a program. tests/webui/test_gradio_private.py fails when an attrib
 
 import logging
 import traceback
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import gradio as gr
 from gradio.blocks import BlockFunction, BlocksConfig
 from gradio.exceptions import InvalidPathError
+from gradio.processing_utils import hash_file
 from gradio.state_holder import SessionState
 from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 
 from fracture_lib.webui.server import FILE_ROUTE, INTERNAL_ERROR, INVALID_REQUEST, NOT_AN_UPLOAD
 
-__all__ = ["PrivateBlocks"]
+__all__ = ["PrivateBlocks", "is_copy"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +88,12 @@ class PrivateBlocks(gr.Blocks):
             self._ended_sessions.remove(ended)
             waiting.pop(ended, None)
             messages.pop(ended, None)
+
+
+def is_copy(path: str, source: Path) -> bool:
+    """Return whether Gradio keeps its copy of `source` at `path`, in a folder named after the content."""
+    copy = Path(path)
+    return copy.name == source.name and source.exists() and copy.parent.name == hash_file(source)
 
 
 def _to_local_path(file: dict[str, Any]) -> dict[str, Any]:

@@ -216,10 +216,11 @@ async def _call_tool(
     values = _read_arguments(endpoint, arguments)
     with TemporaryDirectory(prefix="mcp-", dir=upload_dir) as folder:
         if "image" in values:
-            values["image"] = _to_file(values["image"], Path(folder) / "image")
+            values["image"] = _to_file(values["image"], Path(folder) / "image", upload_dir)
         if "images" in values:
             values["images"] = [
-                _to_file(image, Path(folder) / f"image-{i}") for i, image in enumerate(values["images"], 1)
+                _to_file(image, Path(folder) / f"image-{i}", upload_dir)
+                for i, image in enumerate(values["images"], 1)
             ]
         result = await _call_endpoint(app, endpoint.name, list(values.values()))
     return {endpoint.list_key: result} if endpoint.list_key else result
@@ -276,14 +277,14 @@ def _check_size(size: int) -> None:
         )
 
 
-def _to_file(image: str, path: Path) -> dict[str, Any]:
+def _to_file(image: str, path: Path, upload_dir: Path) -> dict[str, Any]:
     """Return Gradio's description of an image: an upload, or a data URI (RFC 2397), written to `path`."""
     image = image.strip()
     if image[:5].lower() == "data:":
         path.write_bytes(_decode_data_uri(image))
         image = str(path)
-    elif len(image) > 4096 or "\0" in image:  # no path, on Linux
-        raise InvalidImage(f"The image is not a data URI. Pass {HOW_TO_PASS}.")
+    elif not image.startswith((f"{upload_dir}/", "http://", "https://")):  # the page rejects foreign URLs
+        raise InvalidImage(f"The image is neither a data URI nor an upload to this page. Pass {HOW_TO_PASS}.")
     return {"path": image, "meta": {"_type": "gradio.FileData"}}
 
 
@@ -324,4 +325,4 @@ async def _call_endpoint(app: ASGIApp, name: str, inputs: list[Any]) -> Any:
 def _show(value: object) -> str:
     """Return the start of a value, as JSON."""
     text = json.dumps(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}\u2026"

@@ -12,7 +12,7 @@ from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.inference.prediction import ComparisonResult, Prediction
 from fracture_lib.labels import LABEL2ID
 from fracture_lib.registry import ALL_MODELS, ENSEMBLE, model_title
-from fracture_lib.webui.gradio_private import INTERNAL_ERROR
+from fracture_lib.webui.gradio_private import is_copy
 from fracture_lib.webui.rendering import (
     Cell,
     percent,
@@ -23,7 +23,7 @@ from fracture_lib.webui.rendering import (
     render_table,
     render_warnings,
 )
-from fracture_lib.webui.server import IMAGE_QUEUE, check_not_expired
+from fracture_lib.webui.server import IMAGE_QUEUE, INTERNAL_ERROR, check_not_expired
 
 __all__ = ["PredictTab"]
 
@@ -155,7 +155,7 @@ class PredictTab:
             yield self._show_nothing(LOADING)
         path_by_name = _name_files(files)
         name = selected if selected in path_by_name else next(iter(path_by_name))
-        path = path_by_name[name]
+        path = self._find(path_by_name[name])
         selection = {
             self.selected: gr.update(choices=list(path_by_name), value=name, visible=len(path_by_name) > 1)
         }
@@ -168,6 +168,12 @@ class PredictTab:
         except Exception:  # Gradio would leave the hint of before on the page
             yield selection | self._show_nothing(INTERNAL_ERROR, "error")
             raise
+
+    def _find(self, path: str) -> str:
+        """Return the path of an upload, or the original of an example whose copy has been deleted."""
+        if Path(path).exists():
+            return path
+        return next((str(source) for _, source in self._examples if is_copy(path, source)), path)
 
     def classify_anyway(
         self, files: Sequence[str] | None, selected: str | None, model: str, top_k: int

@@ -173,7 +173,9 @@ def as_test_split(images, folder):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["subset", "superset", "half the size", "mirrored", "inverted", "other labels"])
+@pytest.mark.parametrize(
+    "kind", ["subset", "superset", "half the size", "mirrored", "inverted", "other labels"]
+)
 def test_save_as_test_of_training_images_in_disguise_changes_nothing(
     dataset_folder, trained_folder, tmp_path, capsys, kind
 ):

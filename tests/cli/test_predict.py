@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -34,7 +35,8 @@ def colour_image(tmp_path):
     """An image that is out of distribution."""
     path = tmp_path / "colour.png"
     pixels = np.zeros((64, 64, 3), np.uint8)
-    pixels[..., 0] = np.arange(64) * 4  # shades of red
+    pixels[..., 0] = np.arange(64) * 4
+    pixels[..., 1] = pixels[..., 0].T  # not shades of one colour, as those are read as grey
     Image.fromarray(pixels).save(path)
     return path
 
@@ -139,8 +141,11 @@ def test_csv_to_a_file_creates_its_folder_and_leaves_stdout_empty(image_path, tm
     assert [row["image"] for row in rows] == [str(image_path)]  # named twice, classified once
 
 
-@pytest.mark.parametrize("arguments", [["--csv", "a.png", "b.png"], ["b.png", "--json", "--csv", "-"]])
-def test_csv_with_an_image_as_its_file_or_with_json_is_wrong_usage(arguments):
+@pytest.mark.parametrize(
+    "arguments",
+    [["--csv", "a.png", "b.png"], ["b.png", "--csv", ""], ["b.png", "--json", "--csv", "-"]],
+)
+def test_csv_with_an_image_or_no_name_as_its_file_or_with_json_is_wrong_usage(arguments):
     with pytest.raises(SystemExit) as stop:
         main(["predict", *arguments])
     assert stop.value.code == 2
@@ -345,6 +350,16 @@ def test_predict_with_a_folder_reports_each_zip_without_an_image(image_path, tmp
     assert f"error: {tmp_path}/damaged.zip: The ZIP damaged.zip is damaged." in err
     assert f"error: {tmp_path}/empty.zip: There is no image in the ZIP." in err
     assert f"error: {tmp_path}/other.zip: There is no image in the ZIP." in err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_predict_with_a_pipe_reads_its_image(image_path, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    writer = Thread(target=(tmp_path / "pipe").write_bytes, args=[image_path.read_bytes()])
+    writer.start()
+    assert main(["predict", str(tmp_path / "pipe"), *ONE_MODEL]) == 0
+    writer.join()
+    assert "1 image: 1 answered." in capsys.readouterr().err
 
 
 def test_predict_ends_with_a_tally_that_adds_up(image_path, colour_image, tmp_path, capsys):

@@ -291,6 +291,7 @@ def test_to_csv_has_a_line_for_each_failed_model(pipeline, image_path, monkeypat
 def test_to_csv_of_rejected_image_is_one_line_with_the_reason(pipeline):
     colours = np.zeros((64, 64, 3), np.uint8)
     colours[..., 0] = np.arange(64) * 4
+    colours[..., 1] = colours[..., 0].T
     result = pipeline.predict(colours)
     [line] = read_csv([BatchRow("colours.png", result)])
     assert line["status"] == "rejected" and "colour" in line["error"] and not line["warnings"]

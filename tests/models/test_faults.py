@@ -98,8 +98,8 @@ def remove_one_class(folder: Path) -> None:
 
 # What is damaged -> (how, pattern of the message)
 DAMAGES: dict[str, tuple[Damage, str]] = {
-    "graph-empty": (write("model.onnx", b""), r"model\.onnx cannot be read"),
-    "graph-truncated": (truncate("model.onnx", 700_000), r"model\.onnx cannot be read"),
+    "graph-empty": (write("model.onnx", b""), r"model\.onnx cannot be read\. Download it again\.$"),
+    "graph-truncated": (truncate("model.onnx", 700_000), r"model\.onnx cannot be read\. Download it"),
     "graph-of-other-architecture": (swap("model.onnx", "resnet50"), "self-check|different models"),
     "graph-of-other-model": (swap("model.onnx", "tensorflow-cnn"), "different models"),
     "graph-without-feature-map": (remove_feature_map, "failed its self-check"),

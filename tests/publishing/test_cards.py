@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
-from PIL import Image
+from PIL import ExifTags, Image
 
 import fracture_lib
 from fracture_lib.cli import main
@@ -217,8 +217,25 @@ def test_card_snippets_run_and_give_the_librarys_probabilities(name, from_hub, h
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_render_card_says_that_dicom_needs_the_library(name):
-    assert "DICOM needs this library" in render_card(BUNDLE / name)
+def test_render_card_says_which_files_need_the_library(name):
+    card = " ".join(render_card(BUNDLE / name).split())
+    assert "DICOM, TIFF and other files need this library" in card
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_card_snippet_for_onnx_runtime_follows_the_orientation(
+    orientation, image_path, tmp_path, monkeypatch
+):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    with Image.open(image_path) as image:
+        image.convert("L").save(tmp_path / "xray.png", exif=exif)
+    (tmp_path / "fracture_lib").symlink_to(BUNDLE.parent)
+    monkeypatch.chdir(tmp_path)
+    variables = {}
+    exec(snippets_of(render_card(BUNDLE / "pytorch-cnn"))[-1], variables)
+    expected = fracture_lib.load_model("pytorch-cnn").predict_proba("xray.png")[0]
+    np.testing.assert_allclose(variables["probabilities"], expected, atol=1e-4)
 
 
 def test_card_reproduction_command_trains_with_the_reports_settings(monkeypatch):

@@ -99,8 +99,13 @@ def test_predict_batch_with_bad_image_returns_results_and_errors_in_order(client
 
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
-    [(b"not an image", {}, "Unsupported file"), (None, {"top_k": 11}, "use a whole number from 1 to 10")],
-    ids=["bad image", "bad top_k"],
+    [
+        (b"not an image", {}, "Unsupported file"),
+        (None, {"top_k": 11}, "use a whole number from 1 to 10"),
+        (None, {"skip_ood_check": "false"}, "neither true nor false"),
+        (None, {"model": "b" * 9000}, r'^Unknown model "b+…b+"\. Choose from pytorch-cnn, .{,99}$'),
+    ],
+    ids=["bad image", "bad top_k", "bad flag", "bad model"],
 )
 def test_predict_with_invalid_input_raises_its_message(
     client, image_path, tmp_path, content, arguments, message

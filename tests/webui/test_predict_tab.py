@@ -1,21 +1,23 @@
 """The tab for a single X-ray without a browser: what it shows if something fails."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import pytest
+from gradio.processing_utils import save_file_to_cache
 
 from fracture_lib.errors import ModelUnavailable
 from fracture_lib.inference import pipeline as pipeline_module
 from fracture_lib.inference.pipeline import InferencePipeline
-from fracture_lib.webui.gradio_private import INTERNAL_ERROR
 from fracture_lib.webui.predict_tab import ALL, LOADING, PredictTab
+from fracture_lib.webui.server import INTERNAL_ERROR
 
 
-def build_tab(pipeline: InferencePipeline) -> PredictTab:
+def build_tab(pipeline: InferencePipeline, examples: Sequence[tuple[str, Path]] = ()) -> PredictTab:
     with gr.Blocks() as page:
-        return PredictTab(page, pipeline, [])
+        return PredictTab(page, pipeline, examples)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,16 @@ def test_classify_that_fails_unexpectedly_shows_an_error_in_place_of_the_hint(im
 def test_classify_with_deleted_upload_folder_asks_for_the_upload(tab, tmp_path):
     shown = last(tab.classify([str(tmp_path / "gone" / "xray.png")], None, ALL, 3))
     assert "Your upload has expired. Please upload it again." in shown[tab.message]
+
+
+def test_classify_example_whose_copy_was_deleted_reads_the_original(image_path, tmp_path):
+    tab = build_tab(InferencePipeline(), [("Drawing", image_path)])
+    copy = Path(save_file_to_cache(image_path, str(tmp_path)))
+    copy.unlink()
+    shown = last(tab.classify([str(copy)], None, ALL, 3))
+    assert shown[tab.result].name == image_path.name and shown[tab.predictions]
+    shown = last(tab.classify([str(tmp_path / "other" / image_path.name)], None, ALL, 3))
+    assert "Your upload has expired" in shown[tab.message]
 
 
 def test_chosen_model_that_failed_shows_why_and_no_other_headline(tab, image_path, monkeypatch):

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from pydicom.pixels.decoders.base import Decoder
     from pydicom.uid import UID
 
-__all__ = ["DAMAGED", "DecodedFrame", "decode"]
+__all__ = ["DecodedFrame", "decode"]
 
 DECODER_TIMEOUT = 60  # seconds
 MAX_FRAMES_SEARCHED = 16  # for one that is not blank
@@ -56,7 +56,7 @@ _NO_PIXELS = "The DICOM file has no image (it may be a report) or is incomplete.
 _NO_SYNTAX = (
     "The DICOM file has compressed pixels but no valid TransferSyntaxUID. Export it again, uncompressed."
 )
-_NOT_NUMBERS = "Some pixels of the file are not numbers; they are left out."
+_NOT_NUMBERS = "Pixels that are not numbers were left out."
 _UNSIGNED = "The file's PixelRepresentation does not fit its pixels; they were read as unsigned."
 _UNSUPPORTED = (
     "The DICOM file is a video or compressed in an unsupported way. Export it as an uncompressed still image."

@@ -44,6 +44,7 @@ _CONTRADICTION = (
     "The file contradicts itself about which values are white; the lowest were taken to be white."
 )
 _SEGMENTED_PALETTE = "The DICOM file has a segmented color palette. Export it in grayscale."
+_NO_PALETTE = "The DICOM file lacks its color palette. Export it in grayscale."
 
 # The function that applies a VOI LUT or window to values + an offset
 Window: TypeAlias = Callable[[NDArray[np.float32], float], NDArray[np.float32]]
@@ -288,10 +289,15 @@ def _is_inverted(rises: bool, dataset: "Dataset", messages: list[str]) -> bool:
 
 
 def _apply_palettes(values: NDArray[np.float32], offset: float, dataset: "Dataset") -> NDArray[np.float32]:
-    """Map values to colors [H, W, 3] (C.7.6.3.1.5). Raises InvalidImage for segmented palettes (C.7.9.2)."""
+    """Map values to colors [H, W, 3] (C.7.6.3.1.5).
+
+    Raises InvalidImage if a palette is missing or segmented (C.7.9.2).
+    """
     palettes = [f"{color}PaletteColorLookupTable" for color in ("Red", "Green", "Blue")]
     if f"{palettes[0]}Data" not in dataset and f"Segmented{palettes[0]}Data" in dataset:
         raise InvalidImage(_SEGMENTED_PALETTE)
+    if not all(f"{palette}{part}" in dataset for palette in palettes for part in ("Descriptor", "Data")):
+        raise InvalidImage(_NO_PALETTE)
     return np.stack([_look_up(values, offset, dataset, palette) for palette in palettes], axis=-1)
 
 

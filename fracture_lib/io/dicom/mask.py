@@ -145,7 +145,7 @@ def _padding_value(values: NDArray[Any], dataset: "Dataset", keyword: str) -> fl
     """
     if values.dtype.kind == "f":
         return numbers(dataset, keyword)[0]
-    element: Any = dataset.get_item(keyword)  # a RawDataElement if no one has converted its value
+    element: Any = dataset.get_item(keyword)  # a RawDataElement unless its value was read before
     if isinstance(element.value, bytes):
         value = int.from_bytes(element.value[:2], "little" if element.is_little_endian else "big")
     else:

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from fracture_lib.errors import InvalidImage
-from fracture_lib.io.dicom.decode import DAMAGED, decode
+from fracture_lib.io.dicom.decode import decode
 from fracture_lib.io.dicom.display import DisplayedImage, to_displayed
-from fracture_lib.io.dicom.frames import is_encapsulated
+from fracture_lib.io.dicom.frames import DAMAGED, is_encapsulated
 from fracture_lib.io.limits import MAX_BYTES, MAX_PIXELS, check_file_size
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ def _parse(data: bytes) -> "Dataset":
     """
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.filereader import read_preamble
-    from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+    from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     stream = io.BytesIO(data)
     read_preamble(stream, force=True)
@@ -305,8 +305,8 @@ def _parse(data: bytes) -> "Dataset":
     body = stream.read()
     if syntax == DeflatedExplicitVRLittleEndian:
         body = _inflate(body)
-    # Some files name one encoding and use another: trust the first element.
-    implicit, little_endian = not _has_explicit_vr(body), syntax != ExplicitVRBigEndian
+    # Some files name one encoding and use another: trust the first element, whose group is below 256.
+    implicit, little_endian = not _has_explicit_vr(body), not body.startswith(b"\0")
     dataset = Dataset(
         _read_elements(io.BytesIO(body), (*ELEMENTS, *OVERLAY_ELEMENTS), implicit, little_endian)
     )

@@ -1,11 +1,10 @@
 """What a file is, by its leading bytes: for error messages that are true."""
 
+from fracture_lib.io.raster import jpeg, png, tiff
+
 __all__ = ["find_kind", "has_signature_of_format"]
 
 _TEXT_LENGTH = 512  # bytes that are looked at
-
-# Formats of `decode.FORMATS`.
-_FORMATS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF8")
 
 # (offset, bytes there, kind), the first match counts
 _KINDS = (
@@ -45,7 +44,8 @@ _TEXT_KINDS = ((b"<svg", "SVG"), (b"<!doctype html", "HTML"), (b"<html", "HTML")
 def has_signature_of_format(data: bytes) -> bool:
     """Return whether a file begins as one of JPEG, PNG, TIFF, GIF, BMP or WebP."""
     return (
-        data.startswith(_FORMATS)
+        data.startswith((jpeg.START, png.SIGNATURE, b"GIF8"))
+        or tiff.is_tiff(data)
         or (data.startswith(b"RIFF") and data[8:12] == b"WEBP")
         or (data.startswith(b"BM") and data[6:10] == bytes(4))
     )

@@ -377,6 +377,23 @@ def test_load_image_with_tall_pixels_gives_the_input_of_square_ones(elements):
     assert np.abs(letterbox(image.pixels)[0] - letterbox(load_image(square).pixels)[0]).mean() < 0.01
 
 
+@pytest.mark.parametrize("ratio", [(3, 2), (2, 3), (10, 1), (1, 10)])
+def test_load_image_with_pixels_that_are_not_square_keeps_the_details_of_a_small_image(deep, ratio):
+    image = load_image(dicom(deep, PixelAspectRatio=list(ratio)))
+    height, width = deep.shape
+    tall, wide = ratio
+    assert image.pixels.shape == (
+        round(height * max(1, tall / wide)),
+        round(width * max(1, wide / tall)),
+    )
+
+
+def test_load_image_with_pixels_that_are_not_square_shrinks_a_large_image():
+    values = np.tile(np.arange(2048, dtype="u2"), (1500, 1))
+    assert load_image(dicom(values, PixelAspectRatio=[2, 1])).pixels.shape == (1500, 1024)
+    assert load_image(dicom(values, PixelAspectRatio=[1, 2])).pixels.shape == (750, 2048)
+
+
 @pytest.mark.parametrize("elements", [{"PixelAspectRatio": [5, 7]}, {"PixelSpacing": ["0.25", "0.35"]}])
 def test_load_image_with_wide_pixels_gives_the_input_of_square_ones(elements):
     square = np.asarray(synthetic_radiograph("Oblique", width=140, height=200))
@@ -415,7 +432,7 @@ def test_load_image_with_invalid_aspect_ignores_it_with_a_warning(deep, elements
 
 def test_load_image_with_invalid_aspect_uses_the_next_element(deep):
     image = load_image(dicom(deep, PixelAspectRatio=[0, 0], PixelSpacing=["0.1", "0.2"]))
-    assert image.pixels.shape == (48, 64) and len(image.warnings) == 2
+    assert image.pixels.shape == (96, 128) and len(image.warnings) == 2
 
 
 # Windows
@@ -623,6 +640,19 @@ def test_load_image_with_segmented_palette_says_so():
             [0, 1, 0, 1, 255, 65535], "<u2"
         ).tobytes()
     with pytest.raises(InvalidImage, match="segmented color palette"):
+        load_image(dicom(RAMP.astype("u1"), PhotometricInterpretation="PALETTE COLOR", **palette))
+
+
+@pytest.mark.parametrize(
+    "missing", ["RedPaletteColorLookupTableDescriptor", "BluePaletteColorLookupTableData"]
+)
+def test_load_image_with_missing_palette_says_so(missing):
+    palette = {}
+    for color in ("Red", "Green", "Blue"):
+        palette[f"{color}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        palette[f"{color}PaletteColorLookupTableData"] = np.arange(256, dtype="<u2").tobytes()
+    palette[missing] = None
+    with pytest.raises(InvalidImage, match="lacks its color palette"):
         load_image(dicom(RAMP.astype("u1"), PhotometricInterpretation="PALETTE COLOR", **palette))
 
 

@@ -90,6 +90,15 @@ def test_is_dicom_with_short_or_random_bytes_returns_false(data):
 # Displayed values
 
 
+@pytest.mark.parametrize(("named", "used"), [(BIG_ENDIAN, EXPLICIT), (EXPLICIT, BIG_ENDIAN)])
+def test_read_dicom_with_the_other_byte_order_than_it_names_reads_it(named, used):
+    values = RAMP.astype(">u2" if used == BIG_ENDIAN else "<u2")
+    data = dicom(values, used, Modality="DX").replace(used.encode() + b"\0", named.encode() + b"\0")
+    image = load_image(data)
+    np.testing.assert_array_equal(image.pixels, load_image(dicom(RAMP)).pixels)
+    assert image.modality == "DX"
+
+
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG_ENDIAN, DEFLATED])
 def test_read_dicom_with_uncompressed_syntax_gives_the_same_model_input(radiograph, syntax):
     assert preprocess(dicom(radiograph, syntax)).tobytes() == preprocess(radiograph).tobytes()
@@ -380,7 +389,7 @@ def build_invalid_files():
         "video": (encapsulated(b"\0\0\1\xb3", pixels, MPEG2), "video"),
         "private-syntax": (private_syntax, "unsupported way"),
         "high-throughput-jpeg-2000": (encapsulated(codestream, pixels, HTJ2K), "unsupported way"),
-        "palette-without-tables": (dicom(pixels, PhotometricInterpretation="PALETTE COLOR"), "damaged"),
+        "palette-without-tables": (dicom(pixels, PhotometricInterpretation="PALETTE COLOR"), "lacks its color palette"),
         "deflated-bomb": (deflated[:head] + zeros, "160 MB"),
         "damaged-deflation": (deflated[: head + 40] + b"\xff" * 40, "damaged"),
         "codestream-of-32768x32768": (
