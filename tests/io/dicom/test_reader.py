@@ -389,7 +389,10 @@ def build_invalid_files():
         "video": (encapsulated(b"\0\0\1\xb3", pixels, MPEG2), "video"),
         "private-syntax": (private_syntax, "unsupported way"),
         "high-throughput-jpeg-2000": (encapsulated(codestream, pixels, HTJ2K), "unsupported way"),
-        "palette-without-tables": (dicom(pixels, PhotometricInterpretation="PALETTE COLOR"), "lacks its color palette"),
+        "palette-without-tables": (
+            dicom(pixels, PhotometricInterpretation="PALETTE COLOR"),
+            "lacks its color",
+        ),
         "deflated-bomb": (deflated[:head] + zeros, "160 MB"),
         "damaged-deflation": (deflated[: head + 40] + b"\xff" * 40, "damaged"),
         "codestream-of-32768x32768": (
