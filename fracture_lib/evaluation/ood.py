@@ -16,7 +16,7 @@ from fracture_lib.errors import InvalidData, InvalidImage
 from fracture_lib.evaluation.calibration import cross_fit_masks
 from fracture_lib.evaluation.metrics import mean_with_interval, rounded, wilson
 from fracture_lib.inference.ood import OOD_FOLDER, REFERENCE_EMBEDDINGS, embed, knn_distances
-from fracture_lib.io.files import is_metadata
+from fracture_lib.io.files import is_image_file, is_metadata
 from fracture_lib.io.image import LoadedImage, load_image, preprocess
 from fracture_lib.models.functional import Floats
 from fracture_lib.models.report import DetectionRate, OODReport, OODThresholds
@@ -82,7 +82,10 @@ def _list_kinds(root: Path) -> dict[str, list[Path]]:
         return [path for path in sorted(folder.iterdir()) if not is_metadata([path.name])]
 
     folders = [path for path in contents(root) if path.is_dir()] if root.is_dir() else []
-    kinds = {folder.name: [path for path in contents(folder) if path.is_file()] for folder in folders}
+    kinds = {
+        folder.name: [path for path in contents(folder) if path.is_file() and is_image_file(path)]
+        for folder in folders
+    }
     if not kinds:
         raise InvalidData(f"There are no folders of images in {root}. Arrange it as <kind>/image.png.")
     if empty := [kind for kind, paths in kinds.items() if not paths]:

@@ -161,7 +161,7 @@ class Api:
 def _check_flag(skip_ood_check: object) -> None:
     """Raise InvalidArgument unless the flag is a boolean: gr.Checkbox lets texts through, such as "false"."""
     if not isinstance(skip_ood_check, bool):
-        raise InvalidArgument("skip_ood_check is neither true nor false; use one of them.")
+        raise InvalidArgument("skip_ood_check is not a boolean; use true or false.")
 
 
 @contextmanager

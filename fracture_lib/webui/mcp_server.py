@@ -229,7 +229,8 @@ async def _call_tool(
 def _read_arguments(endpoint: _Endpoint, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return a value for each parameter of the endpoint, in order. Raises InvalidArgument and InvalidImage.
 
-    JSON Schema's own errors would repeat the value, which may be an image of megabytes.
+    JSON Schema's own errors would repeat the value, which may be an image of megabytes. The endpoint itself
+    checks the model and the flag.
     """
     if unknown := [name for name in arguments if name not in endpoint.parameters]:
         takes = ", ".join(endpoint.parameters) or "no arguments"
@@ -239,15 +240,11 @@ def _read_arguments(endpoint: _Endpoint, arguments: Mapping[str, Any]) -> dict[s
         _check_images(values["images"])
     if "image" in values:
         _check_image(values["image"])
-    if values.get("model", ENSEMBLE) not in ALL_MODELS:
-        raise InvalidArgument(f"Unknown model {_show(values['model'])}. Choose from {', '.join(ALL_MODELS)}.")
-    if "top_k" in values:
+    if "top_k" in values:  # Gradio would round it
         top_k = values["top_k"]
         if isinstance(top_k, bool) or top_k not in range(1, len(CLASSES) + 1):  # 3.0 is in it
             raise InvalidArgument(f"top_k is {_show(top_k)}; use a whole number from 1 to {len(CLASSES)}.")
         values["top_k"] = int(top_k)
-    if not isinstance(values.get("skip_ood_check", False), bool):
-        raise InvalidArgument(f"skip_ood_check is {_show(values['skip_ood_check'])}; use true or false.")
     return values
 
 

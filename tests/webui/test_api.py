@@ -102,7 +102,7 @@ def test_predict_batch_with_bad_image_returns_results_and_errors_in_order(client
     [
         (b"not an image", {}, "Unsupported file"),
         (None, {"top_k": 11}, "use a whole number from 1 to 10"),
-        (None, {"skip_ood_check": "false"}, "neither true nor false"),
+        (None, {"skip_ood_check": "false"}, "use true or false"),
         (None, {"model": "b" * 9000}, r'^Unknown model "b+…b+"\. Choose from pytorch-cnn, .{,99}$'),
     ],
     ids=["bad image", "bad top_k", "bad flag", "bad model"],

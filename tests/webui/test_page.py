@@ -460,6 +460,16 @@ def test_phone_needs_no_horizontal_scrolling(visit):
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], tab
 
 
+def test_batch_table_on_a_phone_has_no_tall_rows(visit, image_path):
+    page = visit(**PHONE)
+    page.get_by_role("tab", name="Batch").click()
+    upload(page, image_path, tab="#batch")
+    page.get_by_role("button", name="Classify all").click()
+    expect(page.locator("#batch-message")).to_contain_text("1 image: 1 answered.")
+    height = page.locator("#batch-table tbody tr").first.evaluate("e => e.offsetHeight")
+    assert height < 110, "the summary needs a wider column"
+
+
 def test_screenshots_for_the_readme(visit, request, tmp_path):
     """`python -m pytest tests/webui/test_page.py -k screenshots --screenshots docs` writes them."""
     folder = Path(request.config.getoption("--screenshots") or tmp_path)
