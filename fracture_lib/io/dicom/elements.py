@@ -148,7 +148,7 @@ def complete_bits(dataset: "Dataset", precision: int | None, n_bytes: int | None
 def report_defaults(lacking: list[str], messages: list[str]) -> None:
     """Add one message with the keywords of all elements that were filled in."""
     if lacking:
-        messages.append(f"The file lacks valid values of {_join(lacking)}; defaults were used.")
+        messages.append(f"The file has no valid {_join(lacking)}; defaults were used.")
 
 
 def embedded_overlay_bits(dataset: "Dataset") -> list[int]:
