@@ -14,7 +14,7 @@ from fracture_lib.registry import ENSEMBLE, ENSEMBLE_MEMBERS, MODELS
 
 __all__ = ["add_commands", "print_report"]
 
-# Share of near-duplicates of training images in a test set. The published one of Bone Break has 20 %.
+# Largest share of near-duplicates of training images in a test set. That of Bone Break has 20 %.
 MAX_KNOWN_SHARE = 0.5
 
 

@@ -19,8 +19,8 @@ def find_training_images(
 ) -> NDArray[np.bool_]:
     """Return bool [N]: whether an image is a near-duplicate of one that a model in `folders` was trained on.
 
-    For models that store no hashes of their training images, compare with the images of the dataset `data`
-    outside the split of `images`. Raises InvalidData if an image cannot be read.
+    If no model stores the hashes of its training images, `images` are compared with the rest of the dataset
+    `data` instead. Raises InvalidData if an image cannot be read.
     """
     known = np.zeros(len(images.paths), bool)
     stored = [hashes for folder in folders if (hashes := _stored_hashes(folder)) is not None]

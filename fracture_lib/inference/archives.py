@@ -1,4 +1,4 @@
-"""ZIP archives: which of their members are images, how these are called, and their bytes, within limits.
+"""ZIP archives: which of their members are images, what these are called, and their bytes, within limits.
 
 `zipfile` reads the directory only. A member is read from its offset, so that a name which differs between
 directory and member, or is in no known encoding, does not make an image unreadable.
@@ -26,7 +26,7 @@ MAX_UNPACKED = 1_000_000_000  # bytes of all images of a ZIP
 MAX_RATIO = 200  # a mostly black 16-bit image compresses to a hundredth
 READ_RESERVE = 100_000  # more than the bytes that Deflate adds to what it cannot compress
 
-# Of a file header and an end of the directory; the third is PKZIP's mark of what could be split but is not.
+# Of a member's header, the end of the directory, and PKZIP's mark of an archive that it did not have to split
 _SIGNATURES = (b"PK\3\4", b"PK\5\6", b"PK00PK\3\4")
 _UTF_8, _WAS_UTF_8 = 1 << 11, 1 << 15  # general purpose bits; the standard does not use the latter
 _ENTRY, _HEADER = 46, 30  # bytes of a directory entry and of a member's header, without name and extra field
@@ -153,7 +153,7 @@ def read_member(path: Path, info: zipfile.ZipInfo) -> bytes:
     """Return the bytes of a ZIP's member. Raises InvalidImage."""
     _check_readable(info)
     if info.file_size > min(MAX_BYTES, MAX_RATIO * max(info.compress_size, 1000)):
-        raise InvalidImage("The file unpacks to too much. Upload it on its own.")
+        raise InvalidImage("The file is too large once unpacked. Upload it on its own.")
     try:
         with io.FileIO(path) as file:
             packed = _read_packed(file, info, MAX_BYTES + READ_RESERVE)

@@ -253,9 +253,9 @@ def _read(
     """Return the image, an 8-bit preview, the model input and its content box."""
     try:
         image = trim(load_image(source))
-        greys = np.empty(image.pixels.shape, np.uint8)
-        np.multiply(255, image.pixels, out=greys, casting="unsafe")  # avoids a float copy of a large image
-        preview = Image.fromarray(greys)
+        gray = np.empty(image.pixels.shape, np.uint8)
+        np.multiply(255, image.pixels, out=gray, casting="unsafe")  # avoids a float copy of a large image
+        preview = Image.fromarray(gray)
         preview.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
         return image, preview, *letterbox(image.pixels)
     except InvalidImage as error:

@@ -94,7 +94,7 @@ class ComparisonResult:
     """The predictions of several models for one image. Keeps no file and no DICOM tag but a small preview."""
 
     name: str  # of the file, without folders
-    preview: Image.Image = field(repr=False)  # the image as read, 8-bit greyscale
+    preview: Image.Image = field(repr=False)  # the image as read, 8-bit grayscale
     pixels: NDArray[np.float32] = field(repr=False)  # [128, 128], the model input
     content_box: tuple[slice, slice] = field(repr=False)  # rows and columns of `pixels` that the image fills
     warnings: tuple[str, ...]

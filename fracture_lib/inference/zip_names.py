@@ -19,7 +19,7 @@ FREQUENT_CYRILLIC = "оеаинтсрвлкм"  # three of four letters of Russi
 RARE_CYRILLIC = 0.9  # tells cp866 and cp1251 apart, between which letters become other letters
 MIN_HANGUL = 4  # fewer are rather hanzi of GBK that have the same bytes
 
-# From a character and the two beside it to 0 to 1
+# (character before, character, character after) -> 0 to 1
 _Plausibility: TypeAlias = Callable[[str, str, str], float]
 
 

@@ -11,9 +11,9 @@ __all__ = ["HEAD_BYTES", "could_be_image", "is_image_file", "is_metadata", "look
 
 HEAD_BYTES = 4096  # of a file, enough for `looks_like_image`
 
-# Files and folders that an operating system or a tool adds, in lower case; so are all hidden ones.
+# Names, in lower case, of files and folders that an operating system or a tool adds, besides hidden ones.
 _METADATA = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "@eadir"}
-# Kinds of files that are images, though not readable ones: each deserves an error of its own.
+# Kinds of images that cannot be read: they are tried, so that an error names the kind.
 _OTHER_IMAGES = {"AVIF", "HEIC", "JPEG 2000", "JPEG XL", "JPEG XR", "Photoshop", "NIfTI", "NRRD"}
 _DICOM_DIRECTORY = "dicomdir"  # PS3.10 section 8.6
 # The element (0002,0002) of a DICOM directory, PS3.10 table 7.1-1 and PS3.4 annex I.
@@ -21,10 +21,10 @@ _DIRECTORY_CLASS = b"\x02\0\x02\0UI\x14\x001.2.840.10008.1.3.10"
 
 
 def is_metadata(parts: Iterable[str]) -> bool:
-    """Return whether a relative path, given as its parts, is or lies in what is no content.
+    """Return whether a relative path, given as its parts, is metadata of a system or tool, or lies in it.
 
-    Such are hidden files and folders (`.DS_Store`, `._x.jpg`, `.ipynb_checkpoints`), `__MACOSX`,
-    `Thumbs.db` and `desktop.ini`.
+    Metadata are hidden files and folders (`.DS_Store`, `._x.jpg`, `.ipynb_checkpoints`), `__MACOSX`,
+    `Thumbs.db`, `desktop.ini` and their like.
     """
     return any(
         part.lower() in _METADATA or (part.startswith(".") and part not in (".", "..")) for part in parts
@@ -34,7 +34,7 @@ def is_metadata(parts: Iterable[str]) -> bool:
 def looks_like_image(head: bytes) -> bool:
     """Return whether the first HEAD_BYTES of a file are those of DICOM or of a readable image format.
 
-    False for a DICOM directory (DICOMDIR), which lists images but is none.
+    False for a DICOM directory (DICOMDIR), which lists images but is not one.
     """
     if is_dicom(head):
         return _DIRECTORY_CLASS not in head

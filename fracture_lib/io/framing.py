@@ -1,7 +1,6 @@
 """How an X-ray is framed: flat borders, which are cut off, and framing that deserves a warning.
 
-Thresholds were chosen on the radiographs of the training data and generated examples; EXPERIMENTS.md has the
-rates.
+The thresholds were chosen on the radiographs of the training data and on generated examples.
 """
 
 from itertools import pairwise
@@ -17,25 +16,26 @@ __all__ = ["crop_borders", "framing_warnings"]
 Floats: TypeAlias = NDArray[np.float32]
 Box: TypeAlias = tuple[slice, slice]  # of rows and columns
 
-# Largest difference from a border's tone, for noise and JPEG: 1.5 to 13 of 255 grey levels. An X-ray's
-# background is dark, too, but seldom as black, or else not as even, as a border; black is tried with each.
+# Largest difference from a border's tone, which allows for noise and JPEG: 1.5 to 13 of 255 gray levels. A
+# dark border must be more even than a bright one, as an X-ray's own background is dark, too. A background is
+# seldom black and even, so a black border is tried with several tolerances.
 BLACK, DARK = 0.012, 0.15
 BLACK_TOLERANCES, DARK_TOLERANCES, TOLERANCES = (0.006, 0.012, 0.025), (0.006,), (0.05,)
 MAX_OUTLIERS = 0.01  # share of a flat line's pixels that may have another tone
 EDGE_PIXELS = 16  # within which a border ends: JPEG's blocks have 8, and scaling blurs
-STEP_PIXELS = 3  # within which it has half its height, unlike a background that fades
-MIN_EDGE_SHARE = 0.5  # of the side, along which the border ends there ...
-MIN_STRAIGHT_SHARE = 0.75  # ... or of what lies beyond, within half the pixels, as a straight edge does
+STEP_PIXELS = 3  # within which half of the step lies; a background fades more slowly
+MIN_EDGE_SHARE = 0.5  # of the side, along which the border must end within EDGE_PIXELS ...
+MIN_STRAIGHT_SHARE = 0.75  # ... or of what lies beyond, along which it must end within half of them
 MAX_BLURRED = 0.05  # share of a blurred line's pixels that may be nearer to the image than to the border
 MIN_BORDER = 0.05  # share of the height or width; the models were trained with narrow borders
 MAX_NESTED = 6  # flat layers cut off one after another
-LINE_SAMPLES = 1024  # of a line that are compared, at most
-CHUNK_LINES = 64  # compared at once
+LINE_SAMPLES = 1024  # pixels of a line that are compared, at most
+CHUNK_LINES = 64  # lines compared at once
 
 WARNING_SIDE = 512  # of the reduced copy that the warnings are derived from
 MIN_WARNING_SIDE = 64
 GUTTER_PLACE = 0.15, 0.85  # along a side: two views have similar sizes
-GUTTER_EDGE = 4  # pixels
+GUTTER_EDGE = 4  # pixels within which the image begins beside a gutter
 MAX_GUTTER_SHADING = 0.012  # across it; that of a bone's marrow is stronger
 MIN_GUTTER_EDGE_SHARE = 0.3
 MIN_WINDOW_LINES = 2  # straight lines across most of the image, each beside an even tone

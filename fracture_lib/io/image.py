@@ -42,7 +42,7 @@ __all__ = [
 
 INPUT_SIZE = 128
 READ_SIZE = 2**20  # bytes that a file object is asked for at once
-MAX_ENLARGED = 4_000_000  # pixels of an image that is enlarged so that its pixels are square
+MAX_ENLARGED = 4_000_000  # pixels of an image after it is enlarged to make its pixels square
 
 # Lower case, with the dot: the suffixes of all files that `load_image` reads.
 IMAGE_SUFFIXES = frozenset(

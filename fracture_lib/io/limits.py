@@ -84,7 +84,7 @@ def check_decoded_size(n_bytes: int) -> None:
     if n_bytes > MAX_DECODED_BYTES:
         raise InvalidImage(
             f"The image has too many values ({n_bytes // 10**6} MB uncompressed); "
-            f"the limit is {MAX_DECODED_BYTES // 10**6} MB. Save it as greyscale PNG, or scale it down."
+            f"the limit is {MAX_DECODED_BYTES // 10**6} MB. Save it as a greyscale PNG, or scale it down."
         )
 
 

@@ -16,9 +16,8 @@ def write_tensors(
 ) -> None:
     """Write a safetensors file with the permissions that the umask gives.
 
-    The library's own `save_file` gives them to the owner alone, so a shared or served copy is unreadable.
+    safetensors' own `save_file` gives them to the owner alone, so a shared or served copy is unreadable.
     """
-    in_order = {
-        name: np.asarray(array, order="C") for name, array in tensors.items()
-    }  # `save` ignores strides
+    # `save` ignores strides.
+    in_order = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     path.write_bytes(save(in_order, dict(metadata) if metadata else None))

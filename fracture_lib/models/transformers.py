@@ -72,7 +72,7 @@ class FractureImageProcessor(BaseImageProcessor):
 
 
 def _is_converted(source: ImageSource) -> bool:
-    """Return whether an image is grey but RGB and not as its file was read, as `pipeline` passes paths on."""
+    """Return whether a gray image was converted to RGB after it was read, as `pipeline` converts files."""
     if not isinstance(source, Image.Image) or source.mode != "RGB" or source.format:
         return False
     red, green, blue = source.split()

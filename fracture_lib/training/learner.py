@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fracture_lib.registry import MODELS
 from fracture_lib.training.recipes import Recipe
 
-__all__ = ["Learner", "build_learner", "compute_features", "compute_logits"]
+__all__ = ["Learner", "build_learner", "compute_features", "compute_logits", "in_chunks"]
 
 CHUNK_SIZE = 64  # images
 

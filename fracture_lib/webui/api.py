@@ -18,6 +18,7 @@ from fracture_lib.webui.rendering import shorten
 from fracture_lib.webui.server import BATCH_QUEUE, IMAGE_QUEUE, check_not_expired
 
 __all__ = ["Api"]
+
 ENSEMBLE_SUMMARY = "The weighted mean of the three models, calibrated."
 
 
@@ -108,12 +109,7 @@ class Api:
             _check_flag(skip_ood_check)
             check_not_expired(images or [])
             rows = predict_batch(self._pipeline, list_inputs(images or []), skip_ood_check)
-            return [
-                row.result.to_dict(k)
-                if row.result
-                else {"image": row.name, "status": "unreadable", "error": row.error}
-                for row in rows
-            ]
+            return [row.to_dict(k) for row in rows]
 
     def models(self) -> list[dict[str, Any]]:
         """List the models with their measured accuracy, source and size.

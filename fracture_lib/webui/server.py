@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 IMAGE_QUEUE, BATCH_QUEUE = "image", "batch"
 
 MAX_BODY = 4_000_000  # bytes of a request other than an upload; the paths of 200 images take a tenth of it
-# MCP clients show a tool's message, but not that of a 413: somewhat larger requests are read, to get one.
+# MCP clients show a tool's message but not that of a 413, so tools reject requests that are a little larger.
 MAX_MCP_BODY = 8_000_000
 RESERVED_DISK = 1_000_000_000  # bytes that uploads leave free
 UPLOAD_PREFIX = "uploads-"  # of each process's own upload folder

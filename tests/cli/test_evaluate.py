@@ -160,7 +160,7 @@ def trained_folder(dataset_folder, model_folder):
 
 
 def new_image(seed):
-    """Return an image that is no near-duplicate of those in `dataset_folder`."""
+    """Return an image that is not a near-duplicate of those in `dataset_folder`."""
     blobs = np.random.default_rng(seed).integers(0, 255, (8, 8), np.uint8)
     return Image.fromarray(blobs).resize((96, 96), Image.Resampling.BICUBIC)
 

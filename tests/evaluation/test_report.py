@@ -138,7 +138,7 @@ def test_evaluate_excluding_duplicates_of_its_own_split_raises_invalid_argument(
 
 
 def test_evaluate_excluding_duplicates_of_a_missing_split_names_those_it_found(split_folder):
-    with pytest.raises(InvalidData, match=r"no images of the split Valid\..*the splits test, train"):
+    with pytest.raises(InvalidData, match=r"no images of the split Valid\..*splits: test, train"):
         evaluate("pytorch-cnn", split_folder, "Test", exclude_duplicates_of="Valid")
 
 

@@ -40,7 +40,7 @@ def pipeline():
 
 @pytest.fixture(scope="module")
 def photograph():
-    """A picture in all colours: uint8 [96, 96, 3]."""
+    """An image in all colours: uint8 [96, 96, 3]."""
     y, x = np.mgrid[0:1:96j, 0:1:96j]
     return np.uint8(255 * np.dstack([x, y, 1 - x]))
 

@@ -83,7 +83,7 @@ def test_looks_like_image_of_other_files_is_false(head):
         ("viewer.exe", None, False),
     ],
 )
-def test_could_be_image_leaves_out_only_what_plainly_is_none(name, head, expected):
+def test_could_be_image_leaves_out_only_what_plainly_is_not_one(name, head, expected):
     assert could_be_image(name, head) is expected
 
 

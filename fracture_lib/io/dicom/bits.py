@@ -1,6 +1,6 @@
 """From pixel cells to stored values: which bits of each cell belong to the image.
 
-Section numbers are of the DICOM standard, PS3.
+Section numbers refer to the DICOM standard, PS3.
 """
 
 from collections.abc import Collection
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 __all__ = ["extend_sign", "extract_stored_bits", "is_smoother"]
 
-SAMPLE_SIZE = 2**20  # pixels that are compared to tell an overlay from image
+SAMPLE_SIZE = 2**20  # pixels that are compared to tell an overlay from the image
 # An overlay is drawn on the image: without it, nearly all steps at its edges shrink, and it has few edges.
-# Image whose high bits are cut off jumps where the values wrap around. Of 3906 variants of radiographs with
-# 8 to 12 bits stored and 9 to 16 used, 4 are taken for an overlay.
+# An image whose high bits are cut off jumps where the values wrap around. Of 3906 variants of radiographs
+# with 8 to 12 bits stored and 9 to 16 used, 4 are taken for an overlay.
 MIN_SHRINKING_STEPS = 0.95
 MAX_EDGES = 0.3
 
@@ -38,7 +38,7 @@ def extract_stored_bits(
 
     The other bits should be unused, or repeat the sign of signed values. Where they are not, they hold an
     overlay that the file does not declare, and are cleared, or BitsStored is too low, and they are kept. The
-    pixels decide, and a message says so; also about the sign of what should be unsigned.
+    pixels decide, and a message says so. They also decide whether values announced as unsigned are signed.
     """
     cells = cells.astype(cells.dtype.newbyteorder("="), copy=False)
     n_bits = 8 * cells.itemsize

@@ -2,7 +2,7 @@
 
     pixel data -> frames -> pixel cells -> stored values -> RGB if they are YBR
 
-Section numbers are of the DICOM standard, PS3.
+Section numbers refer to the DICOM standard, PS3.
 """
 
 import io
@@ -48,7 +48,7 @@ __all__ = ["DecodedFrame", "decode"]
 
 DECODER_TIMEOUT = 60  # seconds
 MAX_FRAMES_SEARCHED = 16  # for one that is not blank
-# Bits of each value; those of PixelData are an element.
+# Keyword of the pixel data -> bits of each value; 0 where BitsAllocated says so
 PIXELS = {"PixelData": 0, "FloatPixelData": 32, "DoubleFloatPixelData": 64}
 SUBSAMPLED = ("YBR_FULL_422", "YBR_PARTIAL_422")
 
@@ -78,7 +78,7 @@ DecodeFrame: TypeAlias = Callable[[int], DecodedFrame]  # by its index
 def decode(dataset: "Dataset", messages: list[str]) -> tuple[DecodedFrame, int]:
     """Return the first frame that is not blank, or the first of all, with its index; drop the pixel data.
 
-    Fills in what the Image Pixel Module lacks (PS3.3 C.7.6.3) in `dataset`. Of a compressed frame, the
+    Fills in what the Image Pixel Module lacks (PS3.3 C.7.6.3) in `dataset`. For a compressed frame, the
     header of its codestream counts. Adds a message for everything that is corrected, ignored or guessed.
 
     Raises InvalidImage if there is no image, and before decoding more than MAX_PIXELS.
@@ -183,7 +183,7 @@ def _prepare_native(dataset: "Dataset", messages: list[str]) -> tuple[int, Decod
 
 
 def _prepare_floats(dataset: "Dataset", messages: list[str]) -> tuple[int, DecodeFrame]:
-    """As `_prepare_native`, of Float or Double Float Pixel Data (PS3.3 C.7.6.24 and C.7.6.25)."""
+    """As `_prepare_native`, for Float or Double Float Pixel Data (PS3.3 C.7.6.24 and C.7.6.25)."""
     keyword = "FloatPixelData" if dataset.get("FloatPixelData") else "DoubleFloatPixelData"
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:  # these are never compressed
         raise InvalidImage(_UNSUPPORTED)

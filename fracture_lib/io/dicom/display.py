@@ -3,7 +3,7 @@
     stored values -> padding and shutter -> modality LUT or rescaling -> VOI LUT or window
         -> photometric interpretation
 
-Section numbers are of the DICOM standard, PS3.3. Where it leaves a choice, this follows pydicom's
+Section numbers refer to the DICOM standard, PS3.3. Where it leaves a choice, this follows pydicom's
 functions for pixels (a VOI LUT before a window), dcm4che and OHIF.
 """
 
@@ -43,8 +43,8 @@ _RAW_INVERTED = "The raw detector data were inverted, so that bone is bright."
 _CONTRADICTION = (
     "The file contradicts itself about which values are white; the lowest were taken to be white."
 )
-_SEGMENTED_PALETTE = "The DICOM file has a segmented color palette. Export it in grayscale."
-_NO_PALETTE = "The DICOM file lacks its color palette. Export it in grayscale."
+_SEGMENTED_PALETTE = "The DICOM file has a segmented colour palette. Export it in greyscale."
+_NO_PALETTE = "The DICOM file lacks its colour palette. Export it in greyscale."
 
 # The function that applies a VOI LUT or window to values + an offset
 Window: TypeAlias = Callable[[NDArray[np.float32], float], NDArray[np.float32]]
@@ -213,7 +213,7 @@ def _try_window(
 
 
 def _tonal_information(values: NDArray[np.float32], mask: NDArray[np.bool_] | None) -> float:
-    """Return the entropy, in nats, of the 256 grey levels of an image without its black and its white.
+    """Return the entropy, in nats, of the 256 gray levels of an image without its black and its white.
 
     Without them, because clipping makes pixels black or white, and borders are so in any window.
     """

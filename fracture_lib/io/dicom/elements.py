@@ -1,6 +1,6 @@
 """Fill in what the Image Pixel Module of a DICOM file lacks (PS3.3 C.7.6.3), with a warning or an error.
 
-Section numbers are of the DICOM standard, PS3.
+Section numbers refer to the DICOM standard, PS3.
 """
 
 import difflib
@@ -46,7 +46,10 @@ def check_size(dataset: "Dataset") -> None:
 
 
 def announced_frames(dataset: "Dataset", lacking: list[str]) -> int | None:
-    """Return NumberOfFrames, 1 if there is no such element, or None if it is invalid (PS3.3 C.7.6.6)."""
+    """Return NumberOfFrames, or 1 if there is no such element (PS3.3 C.7.6.6).
+
+    If it is invalid, return None and add its keyword to `lacking`.
+    """
     if "NumberOfFrames" not in dataset:
         return 1
     n_frames = _integer(dataset, "NumberOfFrames")
@@ -73,7 +76,7 @@ def complete_colors(
     samples = _integer(dataset, "SamplesPerPixel")
     if samples in (2, 4):
         raise InvalidImage(
-            f"The DICOM file has {samples} values per pixel; 1 and 3 are supported. Export it in grayscale."
+            f"The DICOM file has {samples} values per pixel; 1 and 3 are supported. Export it in greyscale."
         )
     n_pixels = dataset.Rows * dataset.Columns
     sample_size = max(1, (_integer(dataset, "BitsAllocated") or 8) // 8)  # bytes
@@ -93,7 +96,7 @@ def complete_colors(
         else:
             term = "MONOCHROME1" if dataset.get("PresentationLUTShape") == "INVERSE" else "MONOCHROME2"
     if term in UNSUPPORTED_TERMS:
-        raise InvalidImage("The DICOM file stores colors in an unsupported way. Export it in grayscale.")
+        raise InvalidImage("The DICOM file stores colours in an unsupported way. Export it in greyscale.")
     if term in ("YBR_FULL_422", "YBR_PARTIAL_422") and has_three:
         # Pixel data that were decompressed and keep the name of their subsampled colors
         term, is_exact = "YBR_FULL", False
@@ -165,7 +168,7 @@ def embedded_overlay_bits(dataset: "Dataset") -> list[int]:
 
 
 def _photometric_term(dataset: "Dataset") -> tuple[str | None, bool]:
-    """Return the defined term that PhotometricInterpretation means, or None, and whether it is spelt so."""
+    """Return the defined term that PhotometricInterpretation means, or None, and whether it is spelled so."""
     try:
         text = str(dataset.get("PhotometricInterpretation") or "")
     except Exception:  # undecodable
@@ -208,7 +211,7 @@ def _integer(dataset: "Dataset", key: Any) -> int | None:
 
 
 def _set(dataset: "Dataset", keyword: str, value: Any) -> None:
-    """Set an element, with its standard value representation, which files have wrong."""
+    """Set an element, with its standard value representation, whatever the file gave it."""
     dataset.pop(keyword, None)
     setattr(dataset, keyword, value)
 

@@ -1,6 +1,6 @@
 """Find the frames in the pixel data of a DICOM file, and what their codestreams say about themselves.
 
-Section numbers are of the DICOM standard, PS3.
+Section numbers refer to the DICOM standard, PS3.
 """
 
 import re
@@ -47,8 +47,8 @@ def is_encapsulated(data: bytes) -> bool:
 def split_frames(data: bytes, syntax: "UID", limit: int) -> tuple[list[list[bytes]], int]:
     """Return the fragments of each of the first `limit` compressed frames, and the number of all (PS3.5 A.4).
 
-    A frame begins where a codestream does. The offset tables and the number of frames, which files have
-    wrong, are not needed. Raises InvalidImage for more than MAX_FRAGMENTS.
+    A frame begins where a codestream does. The offset tables and the number of frames, which are
+    often wrong, are not needed. Raises InvalidImage for more than MAX_FRAGMENTS.
     """
     from pydicom.encaps import generate_fragments
     from pydicom.uid import RLELossless
@@ -71,7 +71,7 @@ def split_frames(data: bytes, syntax: "UID", limit: int) -> tuple[list[list[byte
 
 
 def _begins_jpeg(fragment: bytes) -> bool:
-    """Return whether a fragment begins with the start of a codestream, which does not occur inside of one."""
+    """Return whether a fragment begins with the start of a codestream, which does not occur inside one."""
     return fragment.startswith((_JPEG, _JPEG_2000, _JP2))
 
 
@@ -93,7 +93,7 @@ def parse_rle(data: bytes, samples: int, syntax: "UID") -> Codestream:
 def parse_codestream(data: bytes, syntax: "UID") -> Codestream:
     """Return a JPEG, JPEG-LS or JPEG 2000 codestream with its size, samples and precision.
 
-    `syntax` is the one that the file names; where it names another kind of codestream, this one counts.
+    `syntax` is the one that the file names; where it names another kind, the codestream counts.
     """
     from pydicom.uid import (
         JPEG2000,

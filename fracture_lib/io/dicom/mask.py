@@ -1,6 +1,6 @@
 """Which pixels of a DICOM image do not belong to it: padding, and what a display shutter covers.
 
-Section numbers are of the DICOM standard, PS3.3.
+Section numbers refer to the DICOM standard, PS3.3.
 """
 
 from collections.abc import Callable, Iterator

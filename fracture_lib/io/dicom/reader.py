@@ -2,7 +2,7 @@
 
     bytes -> _parse: ELEMENTS only -> decode: stored values of one frame -> to_displayed: as displayed
 
-Elements that identify a person are not in ELEMENTS and are skipped. Section numbers are of the DICOM
+Elements that identify a person are not in ELEMENTS and are skipped. Section numbers refer to the DICOM
 standard, PS3.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DatasetLike", "DicomImage", "encode_dataset", "is_dicom", "read_dicom"]
 
-# The only elements that are read, with OVERLAY_ELEMENTS.
+# With OVERLAY_ELEMENTS, the only elements that are read.
 ELEMENTS = (
     "SOPClassUID",
     "Modality",
@@ -105,7 +105,7 @@ MODALITIES = (
     *("OT", "PT", "PX", "RF", "RG", "RTIMAGE", "SM", "TG", "US", "XA", "XC"),
 )
 
-# What files without an image hold, by how their SOP class begins (PS3.4 B.5, PS3.3 F.1 for DICOMDIR).
+# What files without an image hold, by the start of their SOP class UID (PS3.4 B.5, PS3.3 F.1 for DICOMDIR).
 OTHER_OBJECTS = {
     "1.2.840.10008.1.3.10": "a DICOMDIR, the index of a disc",
     "1.2.840.10008.5.1.4.1.1.88.": "a structured report",
@@ -187,7 +187,7 @@ def read_dicom(data: bytes) -> DicomImage:
 
 
 def _check_has_image(dataset: "Dataset") -> None:
-    """Raise InvalidImage, which says what a file is that has no pixels, if its SOP class tells."""
+    """Raise InvalidImage if there are no pixels and the SOP class says what the file is instead."""
     if any(keyword in dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         return
     classes = [str(dataset.file_meta.get("MediaStorageSOPClassUID")), str(dataset.get("SOPClassUID"))]

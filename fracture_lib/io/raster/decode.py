@@ -48,7 +48,7 @@ class DecodedImage:
 
 
 def decode_file(data: bytes) -> DecodedImage:
-    """Decode the image in a file's bytes: the largest page of a TIFF, or else the first frame.
+    """Decode the image in a file's bytes: the largest page of a TIFF, the first frame of other formats.
 
     Keeps all bits of each value. Raises InvalidImage, if the image is too large before any pixel is decoded.
     """

@@ -1,4 +1,7 @@
-"""Complete JPEG files that lack only their end. Markers and headers: ITU-T T.81, annex B."""
+"""What Pillow does not do for JPEG files: complete one that lacks only its end, name an unsupported kind.
+
+Markers and headers: ITU-T T.81, annex B.
+"""
 
 import re
 from collections.abc import Callable
@@ -16,10 +19,10 @@ _FRAME_HEADERS = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)  # sequential and progressive DC
 _LOSSLESS_HEADERS = (0xC3, 0xC7, 0xCB, 0xCF)
 _JPEG_LS_HEADER = 0xF7  # ITU-T T.87
 _NOT_FRAME_HEADERS = (0xC4, 0xC8, 0xCC)
-_MAX_SEGMENTS = 1000  # that are looked at
+_MAX_SEGMENTS = 1000  # that are examined
 _SCAN_HEADER = re.compile(rb"\xff\xda")
 _RESTARTS = tuple(range(0xD0, 0xD8))
-_MAX_SCANS = 1000  # that are looked at: four components of ten scans are usual
+_MAX_SCANS = 1000  # that are examined: four components of ten scans are usual
 _BLOCK_ROWS = 256  # compared at once
 _N_COEFFICIENTS = 64  # of a block
 

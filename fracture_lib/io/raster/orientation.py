@@ -7,7 +7,7 @@ from PIL import ExifTags, Image
 
 __all__ = ["MAX_EXIF", "ORIENTATION", "exif_orientation", "exif_transpose", "turn_upright"]
 
-MAX_EXIF = 65_535  # bytes, the most that one segment of a JPEG can hold; Pillow keeps copying parts of it
+MAX_EXIF = 65_535  # bytes, the most that one segment of a JPEG can hold; Pillow copies parts of it many times
 ORIENTATION = int(ExifTags.Base.Orientation)
 
 _METHODS = {

@@ -1,10 +1,10 @@
-"""What a file is, by its leading bytes: for error messages that are true."""
+"""What a file is, by its leading bytes."""
 
 from fracture_lib.io.raster import jpeg, png, tiff
 
 __all__ = ["find_kind", "has_signature_of_format"]
 
-_TEXT_LENGTH = 512  # bytes that are looked at
+_TEXT_LENGTH = 512  # bytes that are examined
 
 # (offset, bytes there, kind), the first match counts
 _KINDS = (

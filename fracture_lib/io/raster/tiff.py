@@ -26,7 +26,6 @@ from fracture_lib.io.limits import (
 from fracture_lib.io.raster.orientation import ORIENTATION, turn_upright
 
 __all__ = [
-    "MAX_PAGES",
     "Page",
     "decode_samples",
     "is_tiff",
@@ -36,7 +35,7 @@ __all__ = [
     "with_first_page",
 ]
 
-MAX_PAGES = 100  # that are looked at
+MAX_PAGES = 100  # that are read
 MAX_SAMPLES = 16  # per pixel
 BLOCK_BYTES = 4_000_000  # converted at once
 
@@ -44,7 +43,7 @@ _MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _NEW_SUBFILE_TYPE, _SUBFILE_TYPE = 254, 255
 _THUMBNAIL_OR_MASK = 1 | 4  # bits of NewSubfileType
 _WHITE_IS_ZERO, _RGB = 0, 2  # PhotometricInterpretation
-_ASSOCIATED_ALPHA, _ALPHA_TYPES = 1, (2, 999)  # ExtraSamples; Corel Draw writes 999
+_ALPHA_TYPES = (2, 999)  # ExtraSamples: unassociated alpha, for which Corel Draw writes 999
 _DIFFERENCES, _FLOAT_DIFFERENCES = 2, 3  # Predictor
 _KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}  # SampleFormat -> NumPy's kind; 4 is "undefined"
 _DTYPES = {"u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"}
@@ -73,8 +72,8 @@ _COMPRESSION_NAMES = {
     52546: "JPEG XL",
 }
 _PHOTOMETRIC_NAMES = {
-    0: "grayscale",
-    1: "grayscale",
+    0: "greyscale",
+    1: "greyscale",
     2: "RGB",
     3: "palette",
     5: "CMYK",
@@ -167,7 +166,7 @@ def decode_samples(data: bytes, page: Page) -> NDArray[Any] | None:
     layout = _read_layout(page)
     n_colors = 3 if photometric == _RGB else 1
     extra = tags.get(tiff.EXTRASAMPLES, ())
-    # Writers of RGBA without ExtraSamples are common. Associated alpha is multiplied in: on black already.
+    # Writers of RGBA without ExtraSamples are common. Associated alpha is already multiplied in, as on black.
     alpha = layout.samples > n_colors and (extra[0] in _ALPHA_TYPES if extra else photometric == _RGB)
     if layout.samples < n_colors or (alpha and layout.bits % 8):
         raise unsupported(page)

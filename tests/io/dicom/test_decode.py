@@ -120,7 +120,7 @@ def test_read_dicom_with_signed_values_shifts_and_extends_their_sign(deep, bits,
 
 
 def test_read_dicom_with_unused_low_bits_drops_them(deep):
-    """Bits below those stored are no part of the image."""
+    """Bits below those stored are not part of the image."""
     cells = (deep << 4 | np.random.default_rng(1).integers(0, 16, deep.shape)).astype("u2")
     assert_same(dicom(cells, BitsStored=12, HighBit=15), deep)
 

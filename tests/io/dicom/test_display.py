@@ -639,7 +639,7 @@ def test_load_image_with_segmented_palette_says_so():
         palette[f"Segmented{color}PaletteColorLookupTableData"] = np.array(
             [0, 1, 0, 1, 255, 65535], "<u2"
         ).tobytes()
-    with pytest.raises(InvalidImage, match="segmented color palette"):
+    with pytest.raises(InvalidImage, match="segmented colour palette"):
         load_image(dicom(RAMP.astype("u1"), PhotometricInterpretation="PALETTE COLOR", **palette))
 
 
@@ -652,7 +652,7 @@ def test_load_image_with_missing_palette_says_so(missing):
         palette[f"{color}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
         palette[f"{color}PaletteColorLookupTableData"] = np.arange(256, dtype="<u2").tobytes()
     palette[missing] = None
-    with pytest.raises(InvalidImage, match="lacks its color palette"):
+    with pytest.raises(InvalidImage, match="lacks its colour palette"):
         load_image(dicom(RAMP.astype("u1"), PhotometricInterpretation="PALETTE COLOR", **palette))
 
 

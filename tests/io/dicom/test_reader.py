@@ -391,7 +391,7 @@ def build_invalid_files():
         "high-throughput-jpeg-2000": (encapsulated(codestream, pixels, HTJ2K), "unsupported way"),
         "palette-without-tables": (
             dicom(pixels, PhotometricInterpretation="PALETTE COLOR"),
-            "lacks its color",
+            "lacks its colour",
         ),
         "deflated-bomb": (deflated[:head] + zeros, "160 MB"),
         "damaged-deflation": (deflated[: head + 40] + b"\xff" * 40, "damaged"),

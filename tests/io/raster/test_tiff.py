@@ -214,8 +214,8 @@ def test_tiff_whose_pages_form_a_circle_shows_the_first():
 @pytest.mark.parametrize(
     ("page", "kind"),
     [
-        ({"tags": {259: [34712]}}, "16-bit grayscale TIFF with JPEG 2000 compression"),
-        ({"tags": {339: [5]}}, "16-bit grayscale TIFF with no compression"),
+        ({"tags": {259: [34712]}}, "16-bit greyscale TIFF with JPEG 2000 compression"),
+        ({"tags": {339: [5]}}, "16-bit greyscale TIFF with no compression"),
         ({"photometric": 32803}, "16-bit raw camera TIFF with no compression"),
         ({"photometric": 3}, "16-bit palette TIFF with no compression"),
     ],
