@@ -21,7 +21,7 @@ __all__ = ["BatchTab"]
 
 REDRAW_INTERVAL = 0.5  # seconds; each time the whole table is sent
 COLUMNS = ["Image", "Status", *(model_title(name) for name in ALL_MODELS), "Summary"]
-DISK_FULL = "The disk is full, so there are no files to download. Try again in 20 minutes."
+NO_DOWNLOADS = "The disk is full, so there are no files to download. Try again in 20 minutes."
 
 
 class BatchTab:
@@ -83,7 +83,7 @@ class BatchTab:
                 files = _write_downloads(Path(folder), rows, message)
                 downloads = [gr.update(value=str(path), visible=True) for path in files]
             except OSError:
-                message, downloads = f"{message} {DISK_FULL}", [hidden, hidden]
+                message, downloads = f"{message} {NO_DOWNLOADS}", [hidden, hidden]
             yield render_message(message), render_rows(rows), *downloads
 
 

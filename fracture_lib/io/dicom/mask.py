@@ -21,6 +21,13 @@ __all__ = ["find_blank_mask", "replace_large_padding"]
 
 MAX_VERTICES = 1000  # of a polygonal shutter: filling it takes time for each vertex and row
 
+# Padding value -> the other end of the range, where there is one
+INTEGER_PADDING = {"PixelPaddingValue": "PixelPaddingRangeLimit"}
+FLOAT_PADDING = {
+    "FloatPixelPaddingValue": "FloatPixelPaddingRangeLimit",
+    "DoubleFloatPixelPaddingValue": "DoubleFloatPixelPaddingRangeLimit",
+}
+
 _PADDING = "Padding pixels were left out."
 _PADDING_IGNORED = "The file's pixel padding value is invalid and was ignored."
 _SHUTTER = "The area outside the display shutter was left out."
@@ -78,14 +85,6 @@ def _is_flat(values: NDArray[Any], mask: Mask) -> bool:
     inside = ~mask
     first = values[np.unravel_index(np.argmax(inside), inside.shape)]
     return not np.any(values != first, where=inside if values.ndim == 2 else inside[..., np.newaxis])
-
-
-# Padding value -> the other end of the range, where there is one
-INTEGER_PADDING = {"PixelPaddingValue": "PixelPaddingRangeLimit"}
-FLOAT_PADDING = {
-    "FloatPixelPaddingValue": "FloatPixelPaddingRangeLimit",
-    "DoubleFloatPixelPaddingValue": "DoubleFloatPixelPaddingRangeLimit",
-}
 
 
 def _padding(values: NDArray[Any], dataset: "Dataset", keyword: str) -> Mask:
