@@ -162,9 +162,13 @@ def _reduce(pixels: Floats) -> Floats:
 def _has_gutter(lines: Floats) -> bool:
     """Return whether a flat strip with sharp edges crosses the lines [N, L] and divides them."""
     first, last = (round(place * len(lines)) for place in GUTTER_PLACE)
+    # Leave soon, as most images have no flat line: every fourth pixel of one is within twice the tolerance of
+    # their median, too, but for the outliers.
+    sample = lines[first:last, ::4]
+    is_off = np.abs(sample - np.median(sample, axis=1, keepdims=True)) > 2 * BLACK_TOLERANCES[-1]
+    if (is_off.sum(axis=1) > MAX_OUTLIERS * lines.shape[1]).all():
+        return False
     tones = np.median(lines, axis=1, keepdims=True)
-    if not _is_flat(lines[first:last], tones[first:last], BLACK_TOLERANCES[-1]).any():
-        return False  # as in most images
     for tolerance in BLACK_TOLERANCES:
         is_flat = _is_flat(lines, tones, tolerance)
         changes = np.diff(is_flat) | (np.abs(np.diff(tones[:, 0])) > MAX_GUTTER_SHADING)
