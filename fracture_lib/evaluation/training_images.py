@@ -22,14 +22,14 @@ def find_training_images(
     If no model stores the hashes of its training images, `images` are compared with the rest of the dataset
     `data` instead. Raises InvalidData if an image cannot be read.
     """
-    known = np.zeros(len(images.paths), bool)
     stored = [hashes for folder in folders if (hashes := _stored_hashes(folder)) is not None]
     if not stored:
         others = sorted(set(load_dataset_folder(data).paths) - set(images.paths))
         stored = [perceptual_hashes(others)] if others else []
-    for hashes in stored:
-        known |= have_near_duplicates(images.paths, hashes)
-    return known
+    if not stored:
+        return np.zeros(len(images.paths), bool)
+    # The members of an ensemble were trained on the same images; the test set is read once for all of them.
+    return have_near_duplicates(images.paths, np.unique(np.concatenate(stored), axis=0))
 
 
 def _stored_hashes(folder: Path) -> NDArray[np.uint8] | None:

@@ -109,16 +109,20 @@ def preprocess(source: ImageSource | LoadedImage) -> NDArray[np.float32]:
     `source` is a LoadedImage or anything that `load_image` takes. Raises InvalidImage.
     """
     image = source if isinstance(source, LoadedImage) else load_image(source)
-    return letterbox(trim(image).pixels)[0]
+    return letterbox(_crop(image.pixels, crop_borders(image.pixels)))[0]
 
 
 def trim(image: LoadedImage) -> LoadedImage:
     """Cut flat borders off, stretch what is left to 0 to 1, and add warnings about unusual framing."""
     box = crop_borders(image.pixels)
-    pixels = image.pixels[box]
-    if pixels.shape != image.pixels.shape:
-        pixels = stretch_range(pixels.copy())  # a border must not set the range
-    return replace(image, pixels=pixels, warnings=(*image.warnings, *framing_warnings(image.pixels, box)))
+    warnings = (*image.warnings, *framing_warnings(image.pixels, box))
+    return replace(image, pixels=_crop(image.pixels, box), warnings=warnings)
+
+
+def _crop(pixels: NDArray[np.float32], box: tuple[slice, slice]) -> NDArray[np.float32]:
+    """Return what is in `box`, stretched to 0 to 1: a border must not set the range."""
+    content = pixels[box]
+    return pixels if content.shape == pixels.shape else stretch_range(content.copy())
 
 
 def letterbox(pixels: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[slice, slice]]:

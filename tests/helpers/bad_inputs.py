@@ -7,11 +7,23 @@ import struct
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
 from fracture_lib.data.synthetic import synthetic_radiograph
+from fracture_lib.errors import InvalidImage
+from fracture_lib.io.image import ImageSource, load_image
 from tests.helpers.images import encode_image, png_chunk
+
+
+def error_message(source: ImageSource) -> str:
+    """Return the message with which `load_image` rejects an image: one line that ends with a full stop."""
+    with pytest.raises(InvalidImage) as caught:
+        load_image(source)
+    message = str(caught.value)
+    assert "\n" not in message and message.endswith(".")
+    return message
 
 
 def _decompression_bomb() -> bytes:

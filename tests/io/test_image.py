@@ -17,7 +17,7 @@ from fracture_lib.io.image import (
     load_image,
     preprocess,
 )
-from tests.helpers.bad_inputs import BAD_ARRAYS, BAD_FILES
+from tests.helpers.bad_inputs import BAD_ARRAYS, BAD_FILES, error_message
 from tests.helpers.images import encode_image
 
 
@@ -25,14 +25,6 @@ from tests.helpers.images import encode_image
 def image():
     """A drawn radiograph: Pillow image, mode L, 120x240."""
     return synthetic_radiograph("Oblique", width=120, height=240)
-
-
-def error_message(source):
-    with pytest.raises(InvalidImage) as caught:
-        load_image(source)
-    message = str(caught.value)
-    assert "\n" not in message and message.endswith(".")
-    return message
 
 
 # Preprocessing

@@ -14,6 +14,7 @@ from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.errors import InvalidImage
 from fracture_lib.io.dicom import frames
 from fracture_lib.io.image import load_image
+from tests.helpers.bad_inputs import error_message
 from tests.helpers.dicom_files import (
     BIG_ENDIAN,
     EXPLICIT,
@@ -85,14 +86,6 @@ def assert_same(data, values, *words, atol=0.0):
     np.testing.assert_allclose(image.pixels, expected.pixels, atol=atol or 1e-6)
     assert len(image.warnings) == bool(words), image.warnings
     assert all(word in image.warnings[0] for word in words), image.warnings
-
-
-def error_message(data):
-    with pytest.raises(InvalidImage) as caught:
-        load_image(data)
-    message = str(caught.value)
-    assert message.endswith(".") and "\n" not in message
-    return message
 
 
 # Bits

@@ -18,6 +18,7 @@ from fracture_lib.errors import InvalidImage
 from fracture_lib.io.dicom.reader import is_dicom
 from fracture_lib.io.image import load_image, preprocess
 from fracture_lib.io.limits import MAX_BYTES
+from tests.helpers.bad_inputs import error_message
 from tests.helpers.dicom_files import (
     BIG_ENDIAN,
     DEFLATED,
@@ -51,14 +52,6 @@ PRIVATE = ("Roentgen", "SECRET-ID", "seen in ward 7")
 def radiograph():
     """A drawn radiograph: uint8 [240, 120]."""
     return np.asarray(synthetic_radiograph("Oblique", width=120, height=240))
-
-
-def error_message(source):
-    with pytest.raises(InvalidImage) as caught:
-        load_image(source)
-    message = str(caught.value)
-    assert "\n" not in message and message.endswith(".")
-    return message
 
 
 # Recognizing DICOM

@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 
 from fracture_lib.data.synthetic import synthetic_radiograph
-from fracture_lib.errors import InvalidImage
 from fracture_lib.io.image import load_image
+from tests.helpers.bad_inputs import error_message
 from tests.helpers.images import DEFLATE, LZW, PACKBITS, RAW, encode_image, encode_tiff
 
 ALPHA, PREMULTIPLIED_ALPHA, UNSPECIFIED = 2, 1, 0  # of the tag ExtraSamples
@@ -39,12 +39,6 @@ def assert_shows(data, gray=GRAY, atol=1e-3):
     expected = load_image(encode_image(Image.fromarray(gray.astype(np.uint8)))).pixels
     np.testing.assert_allclose(loaded.pixels, expected, atol=atol)
     return loaded
-
-
-def error_message(data):
-    with pytest.raises(InvalidImage) as caught:
-        load_image(data)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("photometric", [0, 1])
