@@ -5,6 +5,7 @@
     classifier = fracture_lib.load_model("resnet50")
     prediction = classifier.predict("xray.png")
     print(prediction.label, prediction.probability, prediction.warnings)
+    print(prediction.fracture.message)  # a separate detector estimates whether a fracture is visible
 
 Not a medical device. Importing this package imports no deep learning framework.
 """
@@ -21,14 +22,15 @@ from fracture_lib.errors import (
     UnknownModel,
 )
 from fracture_lib.inference.classifier import Classifier, load, load_model
+from fracture_lib.inference.fracture import FractureResult
 from fracture_lib.inference.ood import OODResult
-from fracture_lib.inference.pipeline import InferencePipeline, check_ood, compare
+from fracture_lib.inference.pipeline import InferencePipeline, check_ood, compare, detect_fracture
 from fracture_lib.inference.prediction import ComparisonResult, Prediction, Score
 from fracture_lib.io.image import INPUT_SIZE, LoadedImage, load_image, preprocess
 from fracture_lib.labels import CLASSES, FractureClass
 from fracture_lib.registry import ALL_MODELS, ENSEMBLE, MODELS, list_models
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 __all__ = [
     "ALL_MODELS",
@@ -40,6 +42,7 @@ __all__ = [
     "ComparisonResult",
     "FractureClass",
     "FractureError",
+    "FractureResult",
     "InferencePipeline",
     "InvalidArgument",
     "InvalidData",
@@ -56,6 +59,7 @@ __all__ = [
     "__version__",
     "check_ood",
     "compare",
+    "detect_fracture",
     "list_models",
     "load",
     "load_image",

@@ -37,9 +37,9 @@ __all__ = [
 DRIVE = "/content/drive"
 
 
-def mount(data: str | Path) -> None:
-    """Mount Google Drive if `data` is a folder in it; do nothing outside Colab."""
-    if str(data).startswith(f"{DRIVE}/"):
+def mount(*folders: str | Path | None) -> None:
+    """Mount Google Drive if any of `folders` is in it; do nothing outside Colab."""
+    if any(str(folder).startswith(f"{DRIVE}/") for folder in folders):
         from google.colab import drive
 
         drive.mount(DRIVE)

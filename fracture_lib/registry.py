@@ -3,9 +3,19 @@
 import os
 from dataclasses import dataclass
 
-__all__ = ["ALL_MODELS", "ENSEMBLE", "ENSEMBLE_MEMBERS", "MODELS", "ModelSpec", "list_models", "model_title"]
+__all__ = [
+    "ALL_MODELS",
+    "DETECTOR",
+    "ENSEMBLE",
+    "ENSEMBLE_MEMBERS",
+    "MODELS",
+    "ModelSpec",
+    "list_models",
+    "model_title",
+]
 
 ENSEMBLE = "ensemble"  # the weighted mean of ENSEMBLE_MEMBERS
+DETECTOR = "fracture-detector"  # whether a fracture is visible; it names no type, so MODELS lacks it
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ MODELS = {
         ModelSpec(
             name="pytorch-cnn",
             title="Custom CNN in PyTorch",
-            summary="Three convolution blocks and a fully connected head, trained from scratch.",
+            summary="Three convolution blocks, first trained on FracAtlas, and a fully connected head.",
             framework="pytorch",
             library_name="pytorch",
             reference_accuracy=0.1718,
@@ -44,7 +54,7 @@ MODELS = {
         ModelSpec(
             name="tensorflow-cnn",
             title="Custom CNN in TensorFlow",
-            summary="The same three-block architecture in Keras on TensorFlow, trained from scratch.",
+            summary="The same three blocks and head in Keras on TensorFlow, trained with another seed.",
             framework="keras",
             library_name="keras",
             reference_accuracy=0.2978,
@@ -52,7 +62,7 @@ MODELS = {
         ModelSpec(
             name="resnet50",
             title="ResNet50 in TensorFlow",
-            summary="A ResNet50 pretrained on photographs, its last stage fine-tuned on radiographs.",
+            summary="A ResNet50 up to its third stage, pretrained on photographs, with a new head.",
             framework="keras",
             library_name="keras",
             reference_accuracy=0.4157,
@@ -71,4 +81,6 @@ def list_models() -> list[str]:
 
 def model_title(name: str) -> str:
     """Return the title that visitors see for a model's name."""
+    if name == DETECTOR:
+        return "Fracture detector"
     return MODELS[name].title if name in MODELS else "Ensemble of all three"

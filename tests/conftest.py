@@ -38,9 +38,32 @@ def dataset_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def fracatlas_folder(tmp_path_factory) -> Path:
+    """A folder laid out like FracAtlas: 24 synthetic radiographs, a third with a fracture, and a manifest."""
+    root = tmp_path_factory.mktemp("fracatlas")
+    (root / "images").mkdir()
+    rows = ["path,label,region,view,boxes,source_group"]
+    for i in range(24):
+        is_fractured = i % 3 == 0
+        image = synthetic_radiograph("Oblique" if is_fractured else "Impacted", i, width=64, height=96)
+        image.save(root / "images" / f"{i}.png")
+        label, boxes = ("fractured", '"[[0.2, 0.4, 0.8, 0.6]]"') if is_fractured else ("not fractured", "[]")
+        region, view = ("hand", "frontal+lateral") if i % 2 else ("leg", "frontal")
+        rows.append(f"images/{i}.png,{label},{region},{view},{boxes},{i // 2}")
+    (root / "manifest.csv").write_text("\n".join(rows), encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="session")
 def pixels() -> np.ndarray:
-    """Model input of one synthetic radiograph per class: float32 [10, 1, 128, 128]."""
-    return np.stack([preprocess(synthetic_radiograph(c.label)) for c in CLASSES])[:, None]
+    """Model input of one synthetic radiograph per class: float32 [10, V, 128, 128]."""
+    return np.stack([preprocess(synthetic_radiograph(c.label)) for c in CLASSES])
+
+
+@pytest.fixture(scope="session")
+def single_views(pixels) -> np.ndarray:
+    """The first view of each image in `pixels`, as a network takes it: float32 [10, 1, 128, 128]."""
+    return pixels[:, :1]
 
 
 def pytest_addoption(parser):

@@ -30,7 +30,7 @@ FRAMEWORK_MODULES = {
     "gradio": {"webui"},
     "plotly": {"webui.plots"},
     "pydicom": {"io.dicom"},
-    "torch": {"models.pytorch", "models.transformers"},
+    "torch": {"models.efficientnet", "models.pytorch", "models.transformers"},
     "tensorflow": set(),
     "keras": {"models.keras"},
     "transformers": {"models.transformers"},

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import nbformat
@@ -42,7 +44,7 @@ def test_notebook_has_one_section_per_step():
     ]
 
 
-@pytest.mark.parametrize("data", ["kaggle:owner/name", "hf-hub:owner/name", "data", Path("data")])
+@pytest.mark.parametrize("data", ["kaggle:owner/name", "hf-hub:owner/name", "data", Path("data"), None])
 def test_mount_outside_google_drive_does_nothing(data):
     notebook.mount(data)
 
@@ -52,6 +54,15 @@ def test_show_dataset_displays_an_example_per_class_and_the_groups(dataset_folde
     (html,) = displayed
     assert html.count("<img") == 10 and "Spiral: 4" in html
     assert "40 images in 40 groups by source_group." in html
+
+
+def test_mount_with_a_folder_in_google_drive_mounts_it_once(monkeypatch):
+    mounted = []
+    drive = types.SimpleNamespace(mount=mounted.append)
+    monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
+    monkeypatch.setitem(sys.modules, "google.colab", types.SimpleNamespace(drive=drive))
+    notebook.mount("hf-hub:owner/name", None, "/content/drive/MyDrive/fracatlas", "/content/drive/b")
+    assert mounted == ["/content/drive"]
 
 
 def test_live_plot_callback_prints_the_epoch_and_draws_the_curves(displayed, capsys):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from safetensors import SafetensorError
 
 import fracture_lib
-from fracture_lib.cli import app, cards, evaluate, ood, predict, push, train
+from fracture_lib.cli import app, cards, detector, evaluate, ood, predict, push, train
 from fracture_lib.cli.options import Parser, add_subcommands, add_verbose
 from fracture_lib.errors import FractureError, InvalidArgument, UnknownModel
 
@@ -67,7 +67,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {fracture_lib.__version__}")
     add_verbose(parser)
     commands = add_subcommands(parser)
-    for module in (predict, app, evaluate, train, ood, cards, push):
+    for module in (predict, app, evaluate, train, detector, ood, cards, push):
         module.add_commands(commands)
     return parser
 

@@ -3,13 +3,13 @@
 import argparse
 from importlib.util import find_spec
 
-from fracture_lib.cli.options import Commands, add_command
+from fracture_lib.cli.options import Commands, add_command, add_fast
 
 __all__ = ["add_commands"]
 
 
 def add_commands(commands: Commands) -> None:
-    add_command(
+    parser = add_command(
         commands,
         "app",
         run,
@@ -17,6 +17,7 @@ def add_commands(commands: Commands) -> None:
         examples=["fracture app", "GRADIO_SERVER_PORT=8080 fracture app"],
         extra="app",
     )
+    add_fast(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -24,5 +25,5 @@ def run(options: argparse.Namespace) -> int:
         raise ModuleNotFoundError("Gradio is not installed.", name="gradio")
     from fracture_lib.webui.launch import main
 
-    main()
+    main(fast=options.fast)
     return 0

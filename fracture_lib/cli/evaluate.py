@@ -9,7 +9,7 @@ from fracture_lib.cli.options import DATA_NOTE, MODEL_NOTE, Commands, add_comman
 from fracture_lib.errors import InvalidArgument, InvalidData
 from fracture_lib.hub import BUNDLE, HUB_PREFIX, resolve_model
 from fracture_lib.models.json_files import to_json
-from fracture_lib.models.report import EvaluationReport
+from fracture_lib.models.report import EvaluationReport, store_test_result
 from fracture_lib.registry import ENSEMBLE, ENSEMBLE_MEMBERS, MODELS
 
 __all__ = ["add_commands", "print_report"]
@@ -57,7 +57,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from fracture_lib.evaluation.report import evaluate
+    from fracture_lib.evaluation.report import evaluate, split_result
     from fracture_lib.publishing.cards import write_card
 
     test_folder, note = None, ""
@@ -78,8 +78,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"\nWithout near-duplicates of images in {options.exclude_duplicates_of}:")
         print_report(report.deduplicated)
     if test_folder:
-        test = replace(report, protocol=report.protocol + note)
-        replace(EvaluationReport.read(test_folder), test=test).write(test_folder)
+        store_test_result(test_folder, split_result(replace(report, protocol=report.protocol + note)))
         if report.model in MODELS:
             write_card(test_folder)
         print(f"\nSaved as the test result of {test_folder}.")

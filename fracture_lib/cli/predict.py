@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from fracture_lib.cli.inputs import find_images, unique
-from fracture_lib.cli.options import MODEL_NOTE, Commands, add_command, add_runtime, top_k
+from fracture_lib.cli.options import MODEL_NOTE, Commands, add_command, add_fast, add_runtime, top_k
 from fracture_lib.errors import FractureError, InvalidImage, UnknownModel
 from fracture_lib.hub import Reference
 from fracture_lib.inference.batch import (
@@ -24,15 +24,17 @@ from fracture_lib.inference.batch import (
     tally,
 )
 from fracture_lib.inference.batch_csv import COLUMNS, FILE_ENCODING, to_csv
+from fracture_lib.inference.fracture import DETECTOR_NOTE
 from fracture_lib.inference.pipeline import InferencePipeline
+from fracture_lib.inference.prediction import summarize_types
 from fracture_lib.io.image import IMAGE_SUFFIXES
 from fracture_lib.registry import ALL_MODELS
 
 __all__ = ["add_commands"]
 
-DISCLAIMER = 'Not a medical device. There is no "no fracture" class: a healthy bone gets a fracture type too.'
-# The beginnings of a CSV file that this command wrote, now and before version 0.3
-CSV_STARTS = (",".join(COLUMNS).encode(), b"image,model,label")
+DISCLAIMER = f"Not a medical device. {DETECTOR_NOTE}"
+# The beginnings of a CSV file that this command wrote: now, in version 0.3 and before
+CSV_STARTS = (",".join(COLUMNS).encode(), b"image,status,model,rank_1", b"image,model,label")
 
 _logger = logging.getLogger(__name__)
 
@@ -86,6 +88,7 @@ def add_commands(commands: Commands) -> None:
         metavar="FILE",
         help="write one line per image and model to FILE, or to stdout for - (default: text)",
     )
+    add_fast(parser)
     add_runtime(parser)
 
 
@@ -111,7 +114,7 @@ def _csv_file(text: str) -> str:
 
 def run(options: argparse.Namespace) -> int:
     references = ALL_MODELS if options.model == "all" else (options.model,)
-    pipeline = InferencePipeline(options.runtime)
+    pipeline = InferencePipeline(options.runtime, options.fast)
     sources = _load_models(pipeline, references, all_needed=options.model != "all")
     if not options.json:
         for source, names in sources.items():
@@ -206,13 +209,16 @@ def _writer(options: argparse.Namespace) -> Iterator[Callable[[BatchRow], None]]
 
 
 def _print_text(row: BatchRow, top_k: int) -> None:
-    if row.result is None or not row.result.predictions:
+    result = row.result
+    if result is None or not result.predictions:
         return
     lines = [row.name]
-    for p in row.result.predictions.values():
+    if result.fracture:
+        lines.append(f"  {result.fracture.message}")
+    for p in result.predictions.values():
         scores = ", ".join(f"{s.label} {100 * s.probability:.1f} %" for s in p.scores[:top_k])
         lines.append(f"  {p.model:<14}  {scores}")
-    print(*map(_printable, [*lines, f"  {row.result.summary}"]), sep="\n", flush=True)
+    print(*map(_printable, [*lines, f"  {summarize_types(result)}"]), sep="\n", flush=True)
 
 
 def _print_json(row: BatchRow, top_k: int) -> None:

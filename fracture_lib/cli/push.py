@@ -7,7 +7,7 @@ from typing import Literal
 
 from fracture_lib.cli.options import DATA_NOTE, Commands, Parser, add_command, add_group, positive_int
 from fracture_lib.hub import BUNDLE
-from fracture_lib.registry import MODELS
+from fracture_lib.registry import DETECTOR, MODELS
 
 __all__ = ["add_commands"]
 
@@ -53,7 +53,7 @@ def _add_model(commands: Commands) -> None:
 def run_model(options: argparse.Namespace) -> int:
     from fracture_lib.publishing.push import collect_model_files
 
-    folder = BUNDLE / options.folder if options.folder in MODELS else Path(options.folder)
+    folder = BUNDLE / options.folder if options.folder in (*MODELS, DETECTOR) else Path(options.folder)
     return _push(options, collect_model_files(folder, options.repo), "model", force=options.force)
 
 

@@ -1,4 +1,4 @@
-"""`fracture train`, `ensemble` and `remeasure`: train a model, measure trained models together or again."""
+"""`fracture pretrain`, `train`, `ensemble` and `remeasure`: train models, measure them together or again."""
 
 import argparse
 from dataclasses import replace
@@ -12,14 +12,55 @@ from fracture_lib.registry import MODELS
 __all__ = ["add_commands"]
 
 WEIGHTS_NOTE = f"""WEIGHTS is one of
-  a safetensors file with torchvision's names
-  {HUB_PREFIX}owner/name[@revision], by default {MODELS["resnet50"].pretrained}"""
+  a safetensors file that "fracture pretrain" wrote
+  for resnet50, also a safetensors file with torchvision's names
+  {HUB_PREFIX}owner/name[@revision] with such a file, model.safetensors"""
+PRETRAINING_NOTE = f"""Without WEIGHTS, training starts from
+  random weights for a CNN, {MODELS["resnet50"].pretrained} for resnet50"""
+RESUME_HINT = " The same command resumes from the last checkpoint."
 
 
 def add_commands(commands: Commands) -> None:
+    _add_pretrain(commands)
     _add_train(commands)
     _add_ensemble(commands)
     _add_remeasure(commands)
+
+
+def _add_pretrain(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "pretrain",
+        run_pretrain,
+        description="Train the layers before the head of a model on FracAtlas and write them to a file, from "
+        "which train starts. They learn to recognize fracture, region and view. Both CNNs read the file of "
+        "either. The same command resumes a stopped training from its last checkpoint.",
+        notes=[WEIGHTS_NOTE, PRETRAINING_NOTE],
+        examples=[
+            "fracture pretrain --model pytorch-cnn --data FRACATLAS --out cnn.safetensors",
+            "fracture pretrain --model resnet50 --data FRACATLAS --out resnet50.safetensors "
+            "--pretrained FILE.safetensors",
+        ],
+        extra="train",
+    )
+    parser.set_defaults(resume_hint=RESUME_HINT)
+    parser.add_argument("--model", required=True, choices=tuple(MODELS), help="the model to train (required)")
+    parser.add_argument(
+        "--data", required=True, metavar="FRACATLAS", help="folder of FracAtlas with manifest.csv (required)"
+    )
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="FILE", help="safetensors file to write (required)"
+    )
+    parser.add_argument("--pretrained", metavar="WEIGHTS", help="weights to start from (default: see below)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training (default: %(default)s)")
+
+
+def run_pretrain(options: argparse.Namespace) -> int:
+    from fracture_lib.training.pretrain import pretrain
+
+    pretrain(options.model, options.data, options.out, options.pretrained, options.seed)
+    print(f"Wrote the pretrained layers to {options.out}.")
+    return 0
 
 
 def _add_train(commands: Commands) -> None:
@@ -29,16 +70,16 @@ def _add_train(commands: Commands) -> None:
         run_train,
         description="Train a model and write its folder with a model card. The same command resumes "
         "a stopped training from its last checkpoint.",
-        notes=[DATA_NOTE, WEIGHTS_NOTE],
+        notes=[DATA_NOTE, WEIGHTS_NOTE, PRETRAINING_NOTE],
         examples=[
-            "fracture train --model pytorch-cnn --data DIR --out OUT/pytorch-cnn",
+            "fracture train --model pytorch-cnn --data DIR --out OUT/pytorch-cnn --pretrain-on FRACATLAS",
             "fracture train --model resnet50 --data DIR --out OUT/resnet50 --pretrained FILE.safetensors",
             "fracture train --model tensorflow-cnn --data hf-hub:owner/name --split train --out OUT "
             "--n-measured-folds 1",
         ],
         extra="train",
     )
-    parser.set_defaults(resume_hint=" The same command resumes from the last checkpoint.")
+    parser.set_defaults(resume_hint=RESUME_HINT)
     parser.add_argument("--model", required=True, choices=tuple(MODELS), help="the model to train (required)")
     parser.add_argument("--data", required=True, help="labelled images (required)")
     parser.add_argument(
@@ -63,7 +104,13 @@ def _add_train(commands: Commands) -> None:
     parser.add_argument(
         "--pretrained",
         metavar="WEIGHTS",
-        help="weights that resnet50 starts from (default: ImageNet weights from the Hub, see below)",
+        help="weights to start from (default: see below)",
+    )
+    parser.add_argument(
+        "--pretrain-on",
+        metavar="FRACATLAS",
+        help="folder of FracAtlas; first do what pretrain does, starting from --pretrained "
+        "(default: no pretraining)",
     )
     parser.add_argument(
         "--keep-checkpoints",
@@ -89,6 +136,7 @@ def run_train(options: argparse.Namespace) -> int:
         n_measured_folds=options.n_measured_folds,
         seed=options.seed,
         pretrained=options.pretrained,
+        pretrain_on=options.pretrain_on,
         recipe=recipe,
         keep_checkpoints=options.keep_checkpoints,
     )

@@ -12,9 +12,9 @@ perceptual hash.
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias, overload
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +26,19 @@ from fracture_lib.data.sources import resolve_dataset
 from fracture_lib.errors import InvalidArgument, InvalidData, UnknownLabel
 from fracture_lib.hub import HUB_PREFIX
 from fracture_lib.io.files import is_image_file, is_metadata
-from fracture_lib.io.image import INPUT_SIZE, LoadedImage, preprocess
+from fracture_lib.io.image import LoadedImage, content, preprocess
+from fracture_lib.io.views import INPUT_SIZE, VIEWS, View
 from fracture_lib.labels import CLASSES, label_id
 
-__all__ = ["LabelledImages", "Transform", "assign_folds", "load_dataset_folder", "load_pixels"]
+__all__ = [
+    "LabelledImages",
+    "Transform",
+    "assign_folds",
+    "load_dataset_folder",
+    "load_images",
+    "load_pixels",
+    "load_transformed",
+]
 
 SPLITS = {"train", "test", "valid", "validation", "val"}
 
@@ -176,32 +185,40 @@ def _fingerprint(paths: Sequence[Path], labels: NDArray[np.int64]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-@overload
-def load_pixels(images: LabelledImages, transforms: None = None) -> NDArray[np.float32]: ...
-@overload
-def load_pixels(
-    images: LabelledImages, transforms: Mapping[str, Transform]
-) -> dict[str, NDArray[np.float32]]: ...
-def load_pixels(
-    images: LabelledImages, transforms: Mapping[str, Transform] | None = None
-) -> NDArray[np.float32] | dict[str, NDArray[np.float32]]:
-    """Read all images: float32 [N, 1, 128, 128] in 0..1.
+def load_images(paths: Sequence[Path]) -> list[NDArray[np.float32]]:
+    """Read images as `io.image.content` returns them, one float32 [h, w] each.
 
-    With `transforms`, return a dict with such an array for each of them. A transform is applied to the
-    image at full size, before it is scaled and padded; each image is read once for all of them. Raises
-    InvalidData if an image cannot be read.
+    Raises InvalidData if an image cannot be read.
     """
-    if transforms is None:
-        return load_pixels(images, {"original": lambda image: image})["original"]
+    return list(map_images(content, paths, "reading images"))
+
+
+def load_pixels(paths: Sequence[Path], views: Sequence[View] = VIEWS) -> NDArray[np.float32]:
+    """Read images as model inputs: float32 [N, V, 128, 128] in 0..1, one for each view.
+
+    Raises InvalidData if an image cannot be read.
+    """
+    return load_transformed(paths, {"original": lambda image: image}, views)["original"]
+
+
+def load_transformed(
+    paths: Sequence[Path], transforms: Mapping[str, Transform], views: Sequence[View] = VIEWS
+) -> dict[str, NDArray[np.float32]]:
+    """Read transformed images as model inputs: an array as of `load_pixels` for each transform.
+
+    A transform is applied to the image at full size, before anything else; each image is read once for all
+    of them. Raises InvalidData if an image cannot be read.
+    """
 
     def model_inputs(image: LoadedImage) -> list[NDArray[np.float32]]:
-        return [preprocess(transform(image.pixels)) for transform in transforms.values()]
+        changed = (replace(image, pixels=transform(image.pixels)) for transform in transforms.values())
+        return [preprocess(image, views) for image in changed]
 
-    shape = (len(images.paths), 1, INPUT_SIZE, INPUT_SIZE)
+    shape = (len(paths), len(views), INPUT_SIZE, INPUT_SIZE)
     pixels = {name: np.empty(shape, np.float32) for name in transforms}
-    for i, inputs in enumerate(map_images(model_inputs, images.paths, "reading images")):
+    for i, inputs in enumerate(map_images(model_inputs, paths, "reading images")):
         for name, array in zip(transforms, inputs, strict=True):
-            pixels[name][i, 0] = array
+            pixels[name][i] = array
     return pixels
 
 

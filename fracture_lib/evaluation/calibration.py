@@ -21,6 +21,7 @@ from fracture_lib.models.functional import EPSILON, Floats, linear_pool_logits, 
 from fracture_lib.models.report import ConformalSets
 
 __all__ = [
+    "FitWeights",
     "conformal_sets",
     "cross_fit_ensemble",
     "cross_fit_masks",
@@ -31,7 +32,7 @@ __all__ = [
 
 N_PARTS = 5
 
-FitWeights = Callable[[Sequence[Floats], Ints], Floats | None]
+FitWeights = Callable[[Sequence[Floats], Ints], Floats]
 
 
 def fit_temperature(logits: Floats, labels: Ints) -> float:
@@ -82,33 +83,44 @@ def cross_fit_masks(groups: Ints) -> Iterator[NDArray[np.bool_]]:
         yield part == number
 
 
-def cross_fit_temperature(logits: Floats, labels: Ints, groups: Ints) -> NDArray[np.float64]:
+def cross_fit_temperature(
+    logits: Floats, labels: Ints, groups: Ints, scored: Floats | None = None
+) -> NDArray[np.float64]:
     """Return probabilities [N, 10], each calibrated by a temperature fitted on other groups' images.
 
-    A calibration error of the result is not flattered by images that chose the temperature.
+    A calibration error of the result is not flattered by images that chose the temperature. `scored`
+    [N, 10], such as logits from fewer views, are calibrated instead, by the temperatures of `logits`.
     """
+    scored = logits if scored is None else scored
     probabilities = np.empty(logits.shape)
     for test in cross_fit_masks(groups):
-        probabilities[test] = softmax(logits[test], fit_temperature(logits[~test], labels[~test]))
+        probabilities[test] = softmax(scored[test], fit_temperature(logits[~test], labels[~test]))
     return probabilities
 
 
 def cross_fit_ensemble(
-    logits: Sequence[Floats], labels: Ints, groups: Ints, fit_weights: FitWeights = fit_ensemble_weights
+    logits: Sequence[Floats],
+    labels: Ints,
+    groups: Ints,
+    fit_weights: FitWeights | None = None,
+    scored: Sequence[Floats] | None = None,
 ) -> NDArray[np.float64]:
     """Return probabilities [N, 10] of the ensemble of M models with `logits` [M][N, 10].
 
-    Each image's members' temperatures, their weights from `fit_weights(probabilities, labels)` (None:
-    equal weights) and the ensemble's temperature are fitted on other groups' images. The ensemble needs
-    a temperature of its own because a linear pool of calibrated models is underconfident (Ranjan and
-    Gneiting, Combining Probability Forecasts, 2010).
+    Each image's members' temperatures, their weights from `fit_weights(probabilities, labels)` (equal
+    weights without it) and the ensemble's temperature are fitted on other groups' images. The ensemble
+    needs a temperature of its own because a linear pool of calibrated models is underconfident (Ranjan and
+    Gneiting, Combining Probability Forecasts, 2010). `scored` is that of `cross_fit_temperature`, per model.
     """
+    scored = logits if scored is None else scored
     probabilities = np.empty(logits[0].shape)
     for test in cross_fit_masks(groups):
-        members = [softmax(member, fit_temperature(member[~test], labels[~test])) for member in logits]
-        weights = fit_weights([member[~test] for member in members], labels[~test])
-        pooled = linear_pool_logits(members, weights)
-        probabilities[test] = softmax(pooled[test], fit_temperature(pooled[~test], labels[~test]))
+        temperatures = [fit_temperature(member[~test], labels[~test]) for member in logits]
+        fitted = [softmax(member[~test], t) for member, t in zip(logits, temperatures, strict=True)]
+        weights = fit_weights(fitted, labels[~test]) if fit_weights else None
+        temperature = fit_temperature(linear_pool_logits(fitted, weights), labels[~test])
+        members = [softmax(member[test], t) for member, t in zip(scored, temperatures, strict=True)]
+        probabilities[test] = softmax(linear_pool_logits(members, weights), temperature)
     return probabilities
 
 

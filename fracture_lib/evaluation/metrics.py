@@ -4,7 +4,7 @@ Throughout: probabilities float [N, 10], whose rows sum to 1; labels int [N] in 
 for images of one patient or figure. Such images are not independent, so every interval counts groups.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +17,18 @@ from fracture_lib.models.report import (
     ClassMetrics,
     Interval,
     SelectiveRisk,
+    ViewAccuracy,
 )
 
 __all__ = [
     "Ints",
+    "accuracy_by_views",
     "bootstrap",
     "brier",
     "calibration_bins",
     "classification_report",
     "expected_calibration_error",
+    "intervals",
     "mean_with_interval",
     "negative_log_likelihood",
     "paired_difference",
@@ -41,6 +44,7 @@ N_BINS = 15
 N_RESAMPLES = 1000
 DIGITS = 4  # of every number in a report
 COVERAGES = (0.5, 0.8, 1.0)  # at which a report gives the accuracy
+N_VIEWS = (1, 3)  # at which a report gives the accuracy, beside that of all views
 
 
 def probability_of_label(probabilities: Floats, labels: Ints) -> Floats:
@@ -130,10 +134,10 @@ def classification_report(
     class, is None; means over classes skip the classes without an image.
     """
     values = _headline_metrics(probabilities, labels)
-    resampled = [
-        _headline_metrics(probabilities[images], labels[images])
-        for images in bootstrap(groups, n_resamples, seed)
-    ]
+    resampled, recalls = [], []
+    for images in bootstrap(groups, n_resamples, seed):
+        resampled.append(_headline_metrics(probabilities[images], labels[images]))
+        recalls.append(_recalls(_confusion_matrix(probabilities[images], labels[images])))
     return ClassificationReport(
         n=len(labels),
         n_groups=len(np.unique(groups)),
@@ -141,7 +145,7 @@ def classification_report(
         metrics={
             name: _interval(value, [metrics[name] for metrics in resampled]) for name, value in values.items()
         },
-        per_class=_class_metrics(probabilities, labels),
+        per_class=_class_metrics(probabilities, labels, groups, recalls),
         confusion_matrix=_confusion_matrix(probabilities, labels).tolist(),
     )
 
@@ -150,6 +154,35 @@ def mean_with_interval(values: Floats, groups: Ints) -> Interval:
     """Return the mean of `values` [N] with a 95 % bootstrap interval over groups."""
     means = [values[images].mean() for images in bootstrap(groups)]
     return _interval(values.mean(), means)
+
+
+def accuracy_by_views(
+    predict_proba: Callable[[int], Floats], n_views: int, labels: Ints, groups: Ints
+) -> dict[str, ViewAccuracy]:
+    """Return the accuracy of answers from the first 1, the first 3 and all `n_views` views of each image.
+
+    `predict_proba(n)` returns the probabilities [N, 10] from the first n views.
+    """
+    results = {}
+    for n in sorted({*(n for n in N_VIEWS if n < n_views), n_views}):
+        probabilities = predict_proba(n)
+        accuracy = mean_with_interval(_correct(probabilities, labels), groups)
+        error = expected_calibration_error(probabilities, labels)
+        results[str(n)] = ViewAccuracy(**vars(accuracy), expected_calibration_error=_round(error))
+    return results
+
+
+def intervals(
+    measure: Callable[[NDArray[np.int64]], Mapping[str, float]], groups: Ints
+) -> dict[str, Interval]:
+    """Return what `measure` returns for all images, with 95 % bootstrap intervals over groups.
+
+    `measure` takes the indices of images, in which one may occur several times, and returns values by name;
+    NaN where a value is undefined.
+    """
+    values = measure(np.arange(len(groups)))
+    resampled = [measure(images) for images in bootstrap(groups)]
+    return {name: _interval(value, [v[name] for v in resampled]) for name, value in values.items()}
 
 
 def paired_difference(
@@ -221,13 +254,12 @@ def _headline_metrics(probabilities: Floats, labels: Ints) -> dict[str, float]:
     p_true = probability_of_label(probabilities, labels)
     confusion = _confusion_matrix(probabilities, labels)
     present = confusion.sum(axis=1) > 0
-    recall = confusion.diagonal()[present] / confusion.sum(axis=1)[present]
     aurocs = [auroc for auroc in _aurocs(probabilities, labels) if auroc is not None]
     return {
         "accuracy": float(_correct(probabilities, labels).mean()),
         "top3_accuracy": float(np.mean((probabilities > p_true[:, None]).sum(axis=1) < 3)),
         "macro_f1": float(np.mean(_f1_scores(confusion)[present])),
-        "balanced_accuracy": float(recall.mean()),
+        "balanced_accuracy": float(_recalls(confusion)[present].mean()),
         "macro_auroc": float(np.mean(aurocs)) if aurocs else np.nan,
         "negative_log_likelihood": negative_log_likelihood(probabilities, labels),
         "brier": brier(probabilities, labels),
@@ -235,8 +267,12 @@ def _headline_metrics(probabilities: Floats, labels: Ints) -> dict[str, float]:
     }
 
 
-def _class_metrics(probabilities: Floats, labels: Ints) -> list[ClassMetrics]:
+def _class_metrics(
+    probabilities: Floats, labels: Ints, groups: Ints, resampled_recalls: Sequence[Floats]
+) -> list[ClassMetrics]:
+    """Return one row per class; `resampled_recalls` [R][10] give the intervals of the recalls."""
     confusion = _confusion_matrix(probabilities, labels)
+    recalls = _recalls(confusion)
     n_predicted, n_true, n_correct = confusion.sum(axis=0), confusion.sum(axis=1), confusion.diagonal()
     f1, aurocs = _f1_scores(confusion), _aurocs(probabilities, labels)
     return [
@@ -244,12 +280,25 @@ def _class_metrics(probabilities: Floats, labels: Ints) -> list[ClassMetrics]:
             label=c.label,
             n=int(n_true[c.id]),
             precision=_round(n_correct[c.id] / n_predicted[c.id]) if n_predicted[c.id] else None,
-            recall=_round(n_correct[c.id] / n_true[c.id]) if n_true[c.id] else None,
+            recall=rounded(recalls[c.id]),
             f1=_round(f1[c.id]) if n_true[c.id] else None,
             auroc=rounded(aurocs[c.id]),
+            recall_interval=_recall_interval(
+                recalls[c.id], [recall[c.id] for recall in resampled_recalls], groups[labels == c.id]
+            ),
         )
         for c in CLASSES
     ]
+
+
+def _recall_interval(recall: float, resampled: Sequence[float], groups: Ints) -> Interval:
+    """Return the bootstrap interval, or Wilson's with each group as one trial for a recall of 0 or 1.
+
+    Every resample of such a class has the same recall, which would give an interval of width zero.
+    """
+    if recall in (0, 1):
+        return Interval(rounded(recall), *map(_round, wilson(recall, len(np.unique(groups)))))
+    return _interval(recall, resampled)
 
 
 def _confusion_matrix(probabilities: Floats, labels: Ints) -> NDArray[np.int64]:
@@ -257,6 +306,12 @@ def _confusion_matrix(probabilities: Floats, labels: Ints) -> NDArray[np.int64]:
     size = len(CLASSES)
     cells = labels * size + probabilities.argmax(axis=1)
     return np.bincount(cells, minlength=size * size).reshape(size, size)
+
+
+def _recalls(confusion: Ints) -> Floats:
+    """Return each class's share of its images that are recognized: [10]; NaN without images."""
+    n_true = confusion.sum(axis=1)
+    return np.where(n_true > 0, confusion.diagonal() / np.maximum(n_true, 1), np.nan)
 
 
 def _f1_scores(confusion: Ints) -> Floats:

@@ -18,7 +18,12 @@ def remeasure(folder: Path) -> EvaluationReport:
     """
     old, measured = EvaluationReport.read(folder), read_out_of_fold(folder)
     report = out_of_fold_report(
-        measured.logits, measured.labels, measured.groups, model=old.model, protocol=old.protocol
+        measured.logits,
+        measured.labels,
+        measured.groups,
+        model=old.model,
+        protocol=old.protocol,
+        view_logits=measured.view_logits,
     )
     report = replace(report, robustness=old.robustness, data=old.data, training=old.training, test=old.test)
     report.write(folder)

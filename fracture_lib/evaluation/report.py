@@ -13,6 +13,7 @@ from fracture_lib.errors import InvalidArgument, InvalidData
 from fracture_lib.evaluation.calibration import conformal_sets, cross_fit_temperature
 from fracture_lib.evaluation.metrics import (
     Ints,
+    accuracy_by_views,
     calibration_bins,
     classification_report,
     selective_risk,
@@ -20,9 +21,9 @@ from fracture_lib.evaluation.metrics import (
 from fracture_lib.hub import Reference, Runtime
 from fracture_lib.models.functional import Floats
 from fracture_lib.models.model import BaseModel, read_model
-from fracture_lib.models.report import DataSummary, EvaluationReport
+from fracture_lib.models.report import DataSummary, EvaluationReport, SplitResult
 
-__all__ = ["evaluate", "evaluation_report", "out_of_fold_report", "summarize_data"]
+__all__ = ["evaluate", "evaluation_report", "out_of_fold_report", "split_result", "summarize_data"]
 
 BATCH_SIZE = 64
 
@@ -60,7 +61,7 @@ def evaluate(
                 "images that were trained on into one."
             )
         unique = _has_no_duplicate(images, others)
-    probabilities = _predict_in_batches(loaded, load_pixels(images))
+    probabilities = _predict_in_batches(loaded, load_pixels(images.paths))
     report = EvaluationReport(
         model=loaded.name,
         protocol=_protocol(loaded, images),
@@ -102,15 +103,39 @@ def _protocol(model: BaseModel, images: LabelledImages) -> str:
     return protocol
 
 
+def split_result(report: EvaluationReport) -> SplitResult:
+    """Return what the report of one split adds to that of its model."""
+    return SplitResult(
+        n=report.n,
+        metrics=report.metrics,
+        protocol=report.protocol,
+        deduplicated=split_result(report.deduplicated) if report.deduplicated else None,
+    )
+
+
 def out_of_fold_report(
-    logits: Floats, labels: Ints, groups: Ints, *, model: str, protocol: str
+    logits: Floats,
+    labels: Ints,
+    groups: Ints,
+    *,
+    model: str,
+    protocol: str,
+    view_logits: Floats | None = None,
 ) -> EvaluationReport:
     """Return the `evaluation_report` for `logits` [N, 10] from models that did not see the image.
 
-    Each image's temperature is fitted on other groups' images.
+    Each image's temperature is fitted on other groups' images. `view_logits` [N, V, 10], whose means over
+    the views are `logits`, add the accuracy of fewer views.
     """
     probabilities = cross_fit_temperature(logits, labels, groups)
-    return evaluation_report(probabilities, labels, groups, model=model, protocol=protocol)
+    report = evaluation_report(probabilities, labels, groups, model=model, protocol=protocol)
+    if view_logits is None:
+        return report
+
+    def predict_proba(n: int) -> Floats:
+        return cross_fit_temperature(logits, labels, groups, scored=view_logits[:, :n].mean(axis=1))
+
+    return replace(report, by_views=accuracy_by_views(predict_proba, view_logits.shape[1], labels, groups))
 
 
 def evaluation_report(

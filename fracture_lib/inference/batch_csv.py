@@ -14,6 +14,8 @@ N_RANKS = 3
 COLUMNS = (
     "image",
     "status",
+    "fracture",
+    "fracture_probability",
     "model",
     *(f"rank_{rank}" for rank in range(1, N_RANKS + 1)),
     *LABEL2ID,
@@ -29,6 +31,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\u
 def to_csv(rows: Iterable[BatchRow]) -> str:
     """Return CSV text with COLUMNS: one line per image and model, one per image that has no prediction.
 
+    `fracture` is the fracture detector's outcome: "visible", "uncertain" or "none"; empty if it gave none.
     `rank_1` to `rank_3` are the most probable classes. A model that failed has a line of its own, with the
     status "failed" and the reason in `error`. A name that a spreadsheet would take for a formula begins with
     "./", so that it is still a path to the same file.
@@ -43,6 +46,8 @@ def to_csv(rows: Iterable[BatchRow]) -> str:
 
 def _lines(row: BatchRow) -> Iterator[dict[str, str]]:
     common = {"image": _escape_formula(row.name), "status": row.status, "warnings": " ".join(row.warnings)}
+    if row.result and (fracture := row.result.fracture):
+        common |= {"fracture": fracture.outcome, "fracture_probability": f"{fracture.probability:.4f}"}
     if row.reason:
         yield common | {"error": row.reason}
     if row.result:

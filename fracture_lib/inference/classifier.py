@@ -85,7 +85,7 @@ class Classifier:
         Does not check whether an image looks like an X-ray. Raises InvalidImage, ModelUnavailable, and
         InvalidArgument if `images` is another collection.
         """
-        pixels = [preprocess(image)[None, None] for image in _as_list(images)]
+        pixels = [preprocess(image, self._pipeline.views)[None] for image in _as_list(images)]
         if not pixels:
             return np.empty((0, len(CLASSES)))
         return np.concatenate([self._model.predict_proba(image) for image in pixels])
@@ -101,16 +101,16 @@ def _as_list(images: ImageSource | Sequence[ImageSource]) -> Sequence[ImageSourc
     return [cast(ImageSource, images)]
 
 
-def load_model(reference: Reference, runtime: Runtime = "onnx") -> Classifier:
+def load_model(reference: Reference, runtime: Runtime = "onnx", fast: bool = False) -> Classifier:
     """Load a model and return its Classifier.
 
     `reference` is a name of `list_models()`, "hf-hub:owner/name[@revision]", "local-dir:path" or a
     pathlib.Path. `runtime` is "onnx" (ONNX Runtime, imports no framework) or "native" (the framework
-    that trained the model).
+    that trained the model). `fast` answers from one view of each image instead of the mean over several.
 
     Raises UnknownModel, ModelUnavailable, InvalidModel or UnknownLabel; all are FractureError.
     """
-    return Classifier(reference, InferencePipeline(runtime))
+    return Classifier(reference, InferencePipeline(runtime, fast))
 
 
 load = load_model

@@ -19,13 +19,25 @@ from PIL import Image
 
 from fracture_lib.errors import FractureError, InvalidArgument, InvalidImage, ModelUnavailable, UnknownModel
 from fracture_lib.hub import BUNDLE, HUB_PREFIX, Reference, Runtime
+from fracture_lib.inference.fracture import FractureResult, to_fracture_result
 from fracture_lib.inference.ood import OODResult, detect_ood
 from fracture_lib.inference.prediction import ComparisonResult, to_prediction
-from fracture_lib.io.image import INPUT_SIZE, ImageSource, LoadedImage, letterbox, load_image, trim
+from fracture_lib.io.image import ImageSource, LoadedImage, load_image, trim
+from fracture_lib.io.views import (
+    DETECTOR_SIZE,
+    FAST_VIEWS,
+    INPUT_SIZE,
+    LETTERBOX,
+    VIEWS,
+    View,
+    make_views,
+    project_maps,
+)
+from fracture_lib.models.detector import Detector, read_detector
 from fracture_lib.models.model import BaseModel, EnsembleModel, ModelOutput, read_model
 from fracture_lib.registry import ALL_MODELS, ENSEMBLE, ENSEMBLE_MEMBERS, MODELS
 
-__all__ = ["InferencePipeline", "check_ood", "compare"]
+__all__ = ["InferencePipeline", "check_ood", "compare", "detect_fracture"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +50,10 @@ RETRY_INTERVAL = 60
 class InferencePipeline:
     """Models that are loaded when they are first used and then kept. Safe to share between threads."""
 
-    def __init__(self, runtime: Runtime = "onnx") -> None:
+    def __init__(self, runtime: Runtime = "onnx", fast: bool = False) -> None:
+        """`fast` answers from one view of each image instead of the mean over several."""
         self.runtime: Runtime = runtime
+        self.views: tuple[View, ...] = FAST_VIEWS if fast else VIEWS
         self.ready = False  # whether `warm_up` has finished
         self._models: dict[Reference, BaseModel] = {}
         self._failures: dict[Reference, tuple[float, type[FractureError], str]] = {}  # when, and why
@@ -109,24 +123,28 @@ class InferencePipeline:
         """Classify one image, given as `load_image` takes it, with one model or each of several.
 
         `name` is shown for the image; the default is its file name. An out-of-distribution image gets
-        no predictions unless `skip_ood_check`. A model that fails is listed in `failures` and the others
-        still answer; if out-of-distribution detection fails, a warning says so. Raises InvalidImage, also
-        when memory runs out, UnknownModel, and InvalidArgument if `models` is empty.
+        neither the fracture detector's result nor predictions unless `skip_ood_check`. A model that fails
+        is listed in `failures` and the others still answer; if out-of-distribution detection or the
+        fracture detector fails, a warning says so. Raises InvalidImage, also when memory runs out,
+        UnknownModel, and InvalidArgument if `models` is empty.
         """
         references = (models,) if isinstance(models, str | Path) else tuple(models)
         if not references:
             raise InvalidArgument(f"There is no model. Choose from {', '.join(ALL_MODELS)}.")
         members = ENSEMBLE_MEMBERS if ENSEMBLE in references else ()
         loaded, failures = self._load(r for r in (*members, *references) if r != ENSEMBLE)
-        image, preview, pixels, content_box = _read(source)
+        image, preview = _read(source)
+        pixels = make_views(image.pixels, self.views)
         ood, outputs, ood_warnings = self._try_detect_ood(image, pixels)
-        warnings = (*image.warnings, *ood_warnings)
+        is_rejected = not skip_ood_check and ood is not None and ood.is_ood
+        fracture, fracture_warnings = (None, []) if is_rejected else self._try_detect_fracture(image)
+        warnings = (*image.warnings, *ood_warnings, *fracture_warnings)
         results: dict[Reference, tuple[BaseModel, ModelOutput]] = {}
-        if skip_ood_check or not (ood and ood.is_ood):
+        if not is_rejected:
             for reference, model in loaded.items():
                 try:
                     with _only_fracture_errors(reference, "run"):
-                        output = outputs.get(model) or model.forward(pixels[None, None])
+                        output = outputs.get(model) or model.forward(pixels[None])
                     results[reference] = model, output
                 except FractureError as error:
                     failures[reference] = str(error)
@@ -140,11 +158,18 @@ class InferencePipeline:
             name=name if name is not None else _file_name(source),
             preview=preview,
             pixels=pixels,
-            content_box=content_box,
             warnings=warnings,
             ood=ood,
+            fracture=fracture,
             predictions={
-                str(r): to_prediction(results[r][0].info, results[r][1], warnings, ood)
+                str(r): to_prediction(
+                    results[r][0].info,
+                    results[r][1],
+                    self._project(results[r][1], image),
+                    warnings,
+                    ood,
+                    fracture,
+                )
                 for r in references
                 if r in results
             },
@@ -154,8 +179,20 @@ class InferencePipeline:
 
     def check_ood(self, source: ImageSource) -> OODResult:
         """Return whether an image looks like a bone X-ray. Raises FractureError."""
-        image, _, pixels, _ = _read(source)
-        return self._detect_ood(image, pixels)[0]
+        image, _ = _read(source)
+        return self._detect_ood(image, make_views(image.pixels, FAST_VIEWS))[0]
+
+    def detect_fracture(self, source: ImageSource) -> FractureResult:
+        """Return whether a fracture is visible; does not check whether this is an X-ray.
+
+        Raises FractureError.
+        """
+        image, _ = _read(source)
+        return self._detect_fracture(image)
+
+    def _project(self, output: ModelOutput, image: LoadedImage) -> NDArray[np.float32]:
+        """Return the class activation maps of one image, [10, 32, 32] over all of it."""
+        return project_maps(output.cam[0], image.pixels.shape, self.views)
 
     def _detect_ood(
         self, image: LoadedImage, pixels: NDArray[np.float32]
@@ -163,9 +200,9 @@ class InferencePipeline:
         """Return the result and, for reuse, the backbone and its output. Raises FractureError."""
         with _only_fracture_errors("The out-of-distribution check", "run"):
             backbone = self.ood_backbone()
-            output = backbone.forward(pixels[None, None])
+            output = backbone.forward(pixels[None])
             assert output.features is not None  # only an ensemble has none
-            return detect_ood(image, output.features[0]), backbone, output
+            return detect_ood(image, pixels[0], output.features[0, 0]), backbone, output
 
     def _try_detect_ood(
         self, image: LoadedImage, pixels: NDArray[np.float32]
@@ -176,6 +213,19 @@ class InferencePipeline:
         except FractureError as error:
             return None, {}, [f"Could not check whether this is an X-ray: {error}"]
         return ood, {backbone: output}, [ood.message] if ood.is_ood else []
+
+    def _detect_fracture(self, image: LoadedImage) -> FractureResult:
+        with _only_fracture_errors("The fracture detector", "run"):
+            detector = _load_detector()
+            output = detector.forward(make_views(image.pixels, (LETTERBOX,), DETECTOR_SIZE)[None])
+            return to_fracture_result(output, detector.report, image.pixels.shape)
+
+    def _try_detect_fracture(self, image: LoadedImage) -> tuple[FractureResult | None, list[str]]:
+        """Return the detector's result, None if it fails, and warnings."""
+        try:
+            return self._detect_fracture(image), []
+        except FractureError as error:
+            return None, [f"Could not check whether a fracture is visible: {error}"]
 
     def _load(
         self, references: Iterable[Reference]
@@ -224,6 +274,20 @@ def _read_backbone(folder: Path) -> BaseModel:
     return read_model(folder)
 
 
+_detector_lock = Lock()
+
+
+def _load_detector() -> Detector:
+    """Return the fracture detector, which all pipelines share. Raises InvalidModel."""
+    with _detector_lock:  # several requests may need it first
+        return _read_detector()
+
+
+@cache
+def _read_detector() -> Detector:
+    return read_detector()
+
+
 @cache
 def _shared_pipeline() -> InferencePipeline:
     return InferencePipeline()
@@ -247,17 +311,24 @@ def check_ood(image: ImageSource) -> OODResult:
     return _shared_pipeline().check_ood(image)
 
 
-def _read(
-    source: ImageSource,
-) -> tuple[LoadedImage, Image.Image, NDArray[np.float32], tuple[slice, slice]]:
-    """Return the image, an 8-bit preview, the model input and its content box."""
+def detect_fracture(image: ImageSource) -> FractureResult:
+    """Return whether a fracture is visible: `InferencePipeline.detect_fracture` on a shared pipeline.
+
+    Does not check whether the image looks like a bone X-ray. Raises InvalidImage, InvalidModel and
+    ModelUnavailable.
+    """
+    return _shared_pipeline().detect_fracture(image)
+
+
+def _read(source: ImageSource) -> tuple[LoadedImage, Image.Image]:
+    """Return the image without flat borders and an 8-bit preview."""
     try:
         image = trim(load_image(source))
         gray = np.empty(image.pixels.shape, np.uint8)
         np.multiply(255, image.pixels, out=gray, casting="unsafe")  # avoids a float copy of a large image
         preview = Image.fromarray(gray)
         preview.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-        return image, preview, *letterbox(image.pixels)
+        return image, preview
     except InvalidImage as error:
         _clear_frames(error)
         raise

@@ -12,12 +12,22 @@ from PIL import Image
 
 from fracture_lib.errors import InvalidArgument
 from fracture_lib.hub import ModelSource, Reference, Runtime
+from fracture_lib.inference.fracture import FractureResult
 from fracture_lib.inference.ood import OODResult
 from fracture_lib.labels import CLASSES, ID2LABEL
 from fracture_lib.models.model import ModelInfo, ModelOutput
 from fracture_lib.registry import ENSEMBLE
 
-__all__ = ["ComparisonResult", "Prediction", "Score", "Status", "check_top_k", "summarize", "to_prediction"]
+__all__ = [
+    "ComparisonResult",
+    "Prediction",
+    "Score",
+    "Status",
+    "check_top_k",
+    "summarize",
+    "summarize_types",
+    "to_prediction",
+]
 
 # Calibrated probabilities of the top class. Above one half it is more likely right than wrong.
 CONFIDENT, LOW_CONFIDENCE = 0.5, 0.25
@@ -45,7 +55,8 @@ class Prediction:
     milliseconds: float = field(compare=False)  # of the network alone
     warnings: tuple[str, ...]  # from reading the image and from out-of-distribution detection
     ood: OODResult | None  # None if it could not be checked
-    # float32 [10, h, w]: what each position of the model input adds to a class's log-probability
+    fracture: FractureResult | None  # None if the fracture detector failed
+    # float32 [10, 32, 32] over the whole image: what each place adds to a class's log-probability
     cam: NDArray[np.float32] = field(compare=False, repr=False)
 
     @property
@@ -95,10 +106,10 @@ class ComparisonResult:
 
     name: str  # of the file, without folders
     preview: Image.Image = field(repr=False)  # the image as read, 8-bit grayscale
-    pixels: NDArray[np.float32] = field(repr=False)  # [128, 128], the model input
-    content_box: tuple[slice, slice] = field(repr=False)  # rows and columns of `pixels` that the image fills
+    pixels: NDArray[np.float32] = field(repr=False)  # [V, 128, 128], the model inputs
     warnings: tuple[str, ...]
     ood: OODResult | None  # None if it could not be checked
+    fracture: FractureResult | None  # None for a rejected image, or if the fracture detector failed
     predictions: Mapping[str, Prediction]  # all ten classes each; empty for a rejected image
     failures: Mapping[str, str]  # models that failed, and why
     skip_ood_check: bool = False  # whether it was to be classified even if out of distribution
@@ -129,6 +140,7 @@ class ComparisonResult:
             "image": self.name,
             "status": self.status,
             "is_ood": self.ood.is_ood if self.ood else None,  # None: it could not be checked
+            "fracture": self.fracture.to_dict() if self.fracture else None,
             "warnings": list(self.warnings),
             "predictions": [p.to_dict(top_k) for p in self.predictions.values()],
             "failures": dict(self.failures),
@@ -148,16 +160,27 @@ def check_top_k(top_k: SupportsIndex) -> int:
 
 
 def to_prediction(
-    info: ModelInfo, output: ModelOutput, warnings: tuple[str, ...], ood: OODResult | None
+    info: ModelInfo,
+    output: ModelOutput,
+    cam: NDArray[np.float32],
+    warnings: tuple[str, ...],
+    ood: OODResult | None,
+    fracture: FractureResult | None,
 ) -> Prediction:
-    """Return the Prediction, with all ten classes, for the first image of `output`."""
+    """Return the Prediction, with all ten classes, for the first image of `output`, whose map is `cam`."""
     probabilities = output.probabilities[0]
     order = probabilities.argsort(kind="stable")[::-1]
     scores = tuple(Score(ID2LABEL[int(i)], float(probabilities[i])) for i in order)
-    return Prediction(info, scores, output.milliseconds, warnings, ood, output.cam[0])
+    return Prediction(info, scores, output.milliseconds, warnings, ood, fracture, cam)
 
 
 def summarize(result: ComparisonResult, models: Iterable[Reference] | None = None) -> str:
+    """Return the fracture detector's sentence and then those of `summarize_types`; empty without these."""
+    types = summarize_types(result, models)
+    return f"{result.fracture.message} {types}" if result.fracture and types else types
+
+
+def summarize_types(result: ComparisonResult, models: Iterable[Reference] | None = None) -> str:
     """Return one or two sentences: how confident the answer is and whether the models agree.
 
     They are about the answers of `models` alone, by default all of the result; empty if there is none.

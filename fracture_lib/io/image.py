@@ -1,7 +1,7 @@
 """From any image source to the 128x128 array that every model takes. The only such path.
 
     path, bytes, file object, PIL image, array, tensor or pydicom Dataset
-        -> load_image -> LoadedImage, grayscale [H, W] -> trim -> letterbox -> [128, 128]
+        -> load_image -> LoadedImage, grayscale [H, W] -> trim -> make_views -> [V, 128, 128]
 
 Training, evaluation, the command line and the page all call it; nothing else resizes or scales an image.
 """
@@ -9,7 +9,7 @@ Training, evaluation, the command line and the page all call it; nothing else re
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -23,6 +23,7 @@ from fracture_lib.io.framing import crop_borders, framing_warnings
 from fracture_lib.io.grayscale import check_shape, stretch_range, to_grayscale
 from fracture_lib.io.limits import MAX_BYTES, MAX_PIXELS, MAX_SIDE, check_file_size
 from fracture_lib.io.raster.decode import FORMATS, DecodedImage, decode_file, to_plain_channels
+from fracture_lib.io.views import INPUT_SIZE, VIEWS, View, make_views, shrink
 
 __all__ = [
     "FORMATS",
@@ -34,13 +35,12 @@ __all__ = [
     "PREPROCESSOR_CONFIG",
     "ImageSource",
     "LoadedImage",
-    "letterbox",
+    "content",
     "load_image",
     "preprocess",
     "trim",
 ]
 
-INPUT_SIZE = 128
 READ_SIZE = 2**20  # bytes that a file object is asked for at once
 MAX_ENLARGED = 4_000_000  # pixels of an image after it is enlarged to make its pixels square
 
@@ -60,6 +60,7 @@ PREPROCESSOR_CONFIG = {
     "resample": int(Image.Resampling.BILINEAR),
     "do_pad": True,
     "pad_value": 0.0,
+    "views": [{**asdict(view), "position": list(view.position)} for view in VIEWS],
 }
 
 
@@ -103,13 +104,22 @@ class LoadedImage:
     warnings: tuple[str, ...] = ()  # messages about what was corrected, ignored or guessed
 
 
-def preprocess(source: ImageSource | LoadedImage) -> NDArray[np.float32]:
-    """Return the model input for one image: float32 [128, 128] in 0 to 1, without flat borders.
+def preprocess(source: ImageSource | LoadedImage, views: Sequence[View] = VIEWS) -> NDArray[np.float32]:
+    """Return the model inputs for one image: float32 [V, 128, 128] in 0 to 1, one for each view.
 
-    `source` is a LoadedImage or anything that `load_image` takes. Raises InvalidImage.
+    `source` is a LoadedImage or anything that `load_image` takes. Flat borders are cut off. Raises
+    InvalidImage.
+    """
+    return make_views(content(source), views)
+
+
+def content(source: ImageSource | LoadedImage, size: int = INPUT_SIZE) -> NDArray[np.float32]:
+    """Return what views of `size` pixels are cut from: float32 [h, w] in 0 to 1 without flat borders.
+
+    Raises InvalidImage.
     """
     image = source if isinstance(source, LoadedImage) else load_image(source)
-    return letterbox(_crop(image.pixels, crop_borders(image.pixels)))[0]
+    return shrink(_crop(image.pixels, crop_borders(image.pixels)), size)
 
 
 def trim(image: LoadedImage) -> LoadedImage:
@@ -123,27 +133,6 @@ def _crop(pixels: NDArray[np.float32], box: tuple[slice, slice]) -> NDArray[np.f
     """Return what is in `box`, stretched to 0 to 1: a border must not set the range."""
     content = pixels[box]
     return pixels if content.shape == pixels.shape else stretch_range(content.copy())
-
-
-def letterbox(pixels: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[slice, slice]]:
-    """Scale an image to fit 128x128, keeping its aspect ratio, and center it on black.
-
-    `pixels` are float32 [H, W] in 0 to 1. Returns float32 [128, 128] and the content box: the slices of
-    rows and columns that the image fills.
-    """
-    scale = INPUT_SIZE / max(pixels.shape)
-    rows, columns = (_centered(max(1, round(side * scale))) for side in pixels.shape)
-    size = (columns.stop - columns.start, rows.stop - rows.start)
-    # Pillow's bilinear filter widens when it shrinks an image, so fine lines do not alias.
-    resized = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
-    canvas = np.zeros((INPUT_SIZE, INPUT_SIZE), np.float32)
-    canvas[rows, columns] = np.clip(resized, 0, 1)
-    return canvas, (rows, columns)
-
-
-def _centered(length: int) -> slice:
-    start = (INPUT_SIZE - length) // 2
-    return slice(start, start + length)
 
 
 def load_image(source: ImageSource) -> LoadedImage:

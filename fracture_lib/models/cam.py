@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from fracture_lib.errors import InvalidModel
-from fracture_lib.io.image import INPUT_SIZE
+from fracture_lib.io.views import INPUT_SIZE
 from fracture_lib.labels import CLASSES
 from fracture_lib.models.forward import Forward
 from fracture_lib.models.functional import EPSILON, Floats
@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 HEAD = "head.safetensors"
+CAM_SIZE = 8  # cells per side of a map over one view, whatever the model's feature map has
 
 
 @dataclass(frozen=True)
@@ -113,11 +114,23 @@ def logit_cams(features: Floats, head: ClassifierHead) -> tuple[Floats, Floats]:
 def class_activation_maps(
     features: Floats, head: ClassifierHead, probabilities: Floats, temperature: float
 ) -> NDArray[np.float32]:
-    """Return float32 [N, 10, h, w]: what each position adds to a class's log-probability.
+    """Return float32 [N, V, 10, 8, 8]: what each position of each view adds to a class's log-probability.
 
-    `probabilities` [N, 10] are the softmax of the logits at `temperature`.
+    `features` [N, V, C, h, w] are those of V views of each image, whose logits are averaged.
+    `probabilities` [N, 10] are the softmax of this mean at `temperature`.
     """
-    return _log_softmax_cams(logit_cams(features, head)[0], probabilities, temperature)
+    n, n_views, *shape = features.shape
+    cams = logit_cams(features.reshape(n * n_views, *shape), head)[0]
+    rows, columns = (_area_shares(side) for side in cams.shape[2:])
+    cams = (rows @ cams @ columns.T / n_views).reshape(n, n_views, -1, CAM_SIZE, CAM_SIZE)
+    return _log_softmax_cams(cams, probabilities, temperature)
+
+
+def _area_shares(n_cells: int) -> NDArray[np.float32]:
+    """Return which share [8, n] of each of n cells lies in each of 8 cells of the same total length."""
+    edges, cells = np.arange(CAM_SIZE + 1) / CAM_SIZE, np.arange(n_cells) / n_cells
+    covered = np.clip(edges[:, None] - cells, 0, 1 / n_cells) * n_cells  # [9, n], up to each edge
+    return np.diff(covered, axis=0).astype(np.float32)
 
 
 def combine_cams(
@@ -127,15 +140,16 @@ def combine_cams(
     probabilities: Floats,
     temperature: float,
 ) -> NDArray[np.float32]:
-    """Return the maps [N, 10, h, w] of an ensemble from those of its members.
+    """Return the maps [N, ..., 10, h, w] of an ensemble from those of its members.
 
-    `cams` and `members` hold each member's maps [N, 10, h, w] and probabilities [N, 10];
+    `cams` and `members` hold each member's maps [N, ..., 10, h, w] and probabilities [N, 10];
     `probabilities` [N, 10] are the ensemble's. A member counts for a class by its share of the mean
     probability, which is the gradient of the logarithm of the mean.
     """
     shares = np.stack([weight * member for weight, member in zip(weights, members, strict=True)])
     shares = (shares / np.maximum(shares.sum(axis=0), EPSILON)).astype(np.float32)
-    return _log_softmax_cams(np.einsum("mnk,mnkhw->nkhw", shares, np.stack(cams)), probabilities, temperature)
+    mean = np.einsum("mnk,mn...khw->n...khw", shares, np.stack(cams))
+    return _log_softmax_cams(mean, probabilities, temperature)
 
 
 def _log_softmax_cams(cams: Floats, probabilities: Floats, temperature: float) -> NDArray[np.float32]:
@@ -145,4 +159,5 @@ def _log_softmax_cams(cams: Floats, probabilities: Floats, temperature: float) -
     it by subtracting the probability-weighted mean over the classes.
     """
     cams = cams / np.float32(temperature)
-    return cams - np.einsum("nk,nkhw->nhw", probabilities.astype(np.float32), cams)[:, None]
+    weighted = np.einsum("nk,n...khw->n...hw", probabilities.astype(np.float32), cams)
+    return cams - weighted[..., None, :, :]

@@ -30,9 +30,9 @@ class ModelOutput:
     """One forward pass on N images."""
 
     probabilities: Floats  # [N, 10], calibrated
-    cam: NDArray[np.float32]  # [N, 10, h, w], see `models.cam.class_activation_maps`
+    cam: NDArray[np.float32]  # [N, V, 10, 8, 8], see `models.cam.class_activation_maps`
     milliseconds: float
-    features: NDArray[np.float32] | None = None  # [N, C, h, w], the last feature map; None for an ensemble
+    features: NDArray[np.float32] | None = None  # [N, V, C, h, w], last feature maps; None for an ensemble
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,10 @@ class BaseModel(ABC):
 
     @abstractmethod
     def forward(self, pixels: NDArray[np.float32]) -> ModelOutput:
-        """Run on float32 [N, 1, 128, 128] in 0..1, as `io.image.preprocess` returns it per image."""
+        """Run on V views of N images, float32 [N, V, 128, 128] in 0..1, as `io.image.preprocess` gives them.
+
+        The answer is the softmax of the mean over the views' logits.
+        """
 
     @property
     @abstractmethod
@@ -67,7 +70,7 @@ class BaseModel(ABC):
         """Size of the graphs that serve."""
 
     def predict_proba(self, pixels: NDArray[np.float32]) -> Floats:
-        """Return calibrated probabilities [N, 10] for float32 [N, 1, 128, 128] in 0..1."""
+        """Return calibrated probabilities [N, 10] for V views of N images, [N, V, 128, 128] in 0..1."""
         return self.forward(pixels).probabilities
 
     @cached_property
@@ -106,10 +109,13 @@ class Model(BaseModel):
         self._temperature = temperature
 
     def forward(self, pixels: NDArray[np.float32]) -> ModelOutput:
+        n, n_views, *size = pixels.shape
         start = perf_counter()
-        logits, features = self._network(pixels)
+        view_logits, view_features = self._network(pixels.reshape(n * n_views, 1, *size))
         milliseconds = 1000 * (perf_counter() - start)
-        probabilities = softmax(logits.astype(np.float64), self._temperature)
+        logits = view_logits.reshape(n, n_views, -1).mean(axis=1, dtype=np.float64)
+        features = view_features.reshape(n, n_views, *view_features.shape[1:])
+        probabilities = softmax(logits, self._temperature)
         cam = class_activation_maps(features, self._head, probabilities, self._temperature)
         return ModelOutput(probabilities, cam, milliseconds, features)
 
@@ -138,7 +144,7 @@ class EnsembleModel(BaseModel):
         self.runtime = next(iter(members.values())).runtime
         bundled = all(member.source.kind == "bundle" for member in members.values())
         if not bundled:  # the calibration of other weights is not known
-            self.report = replace(self.report, calibration=None)
+            self.report = replace(self.report, calibration=None, test=None)
         note = "" if bundled else "; ".join(f"{name}: {m.source}" for name, m in members.items())
         self.source = ModelSource(folder, "bundle", note=note)
 

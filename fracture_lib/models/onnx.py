@@ -1,11 +1,13 @@
 """ONNX Runtime: serves every model, whatever framework trained it.
 
-All exported graphs have one signature: input `pixel_values` [N, 1, 128, 128]; outputs `logits`
+All exported graphs of classifiers have one signature: input `pixel_values` [N, 1, 128, 128]; outputs `logits`
 [N, 10] and `feature_map` [N, C, h, w], from which `fracture_lib.models.cam` computes class activation maps.
+That of the fracture detector is described in `fracture_lib.models.efficientnet`.
 """
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,7 +20,10 @@ from numpy.typing import NDArray
 from fracture_lib.errors import InvalidModel, ModelUnavailable
 from fracture_lib.models.forward import Forward
 
-__all__ = ["INPUT", "OUTPUTS", "finish_export", "load"]
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+__all__ = ["INPUT", "OUTPUTS", "clear_traces", "finish_export", "load", "open_session"]
 
 INPUT = "pixel_values"
 OUTPUTS = ("logits", "feature_map")
@@ -27,17 +32,7 @@ THREADS = 2  # per image: a Space has two cores
 
 def load(folder: Path) -> Forward:
     """Return the forward function of `folder/model.onnx`. Raises InvalidModel."""
-    path = folder / "model.onnx"
-    if not path.exists():
-        raise InvalidModel(f"{folder.name} has no model.onnx; export the model again.")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = THREADS
-    # A thread that spins while it waits takes the core from another visitor.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no public base
-        raise InvalidModel(f"{folder.name}/model.onnx cannot be read. Download it again.") from error
+    session = open_session(folder / "model.onnx")
 
     def forward(pixels: NDArray[np.float32], /) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         try:
@@ -47,6 +42,28 @@ def load(folder: Path) -> Forward:
         return logits, feature_map
 
     return forward
+
+
+def open_session(path: Path, threads: int = THREADS) -> onnxruntime.InferenceSession:
+    """Return a session of an ONNX file in a model folder. Raises InvalidModel."""
+    if not path.exists():
+        raise InvalidModel(f"{path.parent.name} has no {path.name}; export the model again.")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # A thread that spins while it waits takes the core from another visitor.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no public base
+        raise InvalidModel(f"{path.parent.name}/{path.name} cannot be read. Download it again.") from error
+
+
+def clear_traces(model: "ModelProto") -> None:
+    """Remove stack traces from an exported graph, which hold paths of the machine that trained."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
 
 
 def finish_export(path: Path, half: bool = False) -> None:
@@ -67,10 +84,7 @@ def finish_export(path: Path, half: bool = False) -> None:
     for node in graph.node:
         for side in (node.input, node.output):
             side[:] = [names.get(name, name) for name in side]
-    # Remove stack traces, which hold paths of the machine that trained.
-    for part in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
+    clear_traces(model)
     casts = []
     for tensor in graph.initializer if half else ():
         if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2:

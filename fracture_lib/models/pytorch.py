@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fracture_lib.errors import InvalidModel, ModelUnavailable
-from fracture_lib.io.image import INPUT_SIZE
+from fracture_lib.io.views import INPUT_SIZE
 from fracture_lib.labels import CLASSES
 from fracture_lib.models.cam import ClassifierHead, write_head
 from fracture_lib.models.config import read_config
@@ -21,7 +21,7 @@ from fracture_lib.models.forward import Forward
 from fracture_lib.models.onnx import INPUT, OUTPUTS, finish_export
 from fracture_lib.models.tensors import write_tensors
 
-__all__ = ["Learner", "Muon", "ThreeBlockCNN", "apply_cnn", "build", "load"]
+__all__ = ["Learner", "Muon", "ThreeBlockCNN", "apply_cnn", "build", "load", "load_blocks"]
 
 WEIGHTS = "model.safetensors"
 
@@ -35,7 +35,9 @@ class ThreeBlockCNN(nn.Module):
     The head reads the global average and the global maximum of the last feature map, so both widespread
     and local evidence count. `models.keras.three_block_cnn` has the same layers, padding and constants.
 
-    Input [N, 1, 128, 128] in 0..1; output (logits [N, 10], feature map [N, C, h, w]).
+    A stride folds blocks of pixels into channels, which costs a processor less than a strided convolution.
+
+    Input [N, 1, 128, 128] in 0..1; output (logits [N, n_outputs], feature map [N, C, h, w]).
     """
 
     def __init__(
@@ -46,15 +48,18 @@ class ThreeBlockCNN(nn.Module):
         dropouts: Sequence[float],
         hidden: int,
         head_dropout: float,
+        n_outputs: int = len(CLASSES),
     ) -> None:
         super().__init__()
         blocks: list[nn.Module] = []
         previous = 1
-        for width, block_stride, pool, dropout in zip(channels, strides, pools, dropouts, strict=True):
-            for stride in (block_stride, 1):
-                kernel = 5 if stride > 1 else 3  # a larger kernel where positions are skipped
+        for width, stride, pool, dropout in zip(channels, strides, pools, dropouts, strict=True):
+            if stride > 1:
+                blocks.append(nn.PixelUnshuffle(stride))
+                previous *= stride**2
+            for _ in range(2):
                 blocks += [
-                    nn.Conv2d(previous, width, kernel, stride, kernel // 2, bias=False),
+                    nn.Conv2d(previous, width, 3, padding=1, bias=False),
                     nn.BatchNorm2d(width),
                     nn.LeakyReLU(0.1),
                 ]
@@ -65,7 +70,7 @@ class ThreeBlockCNN(nn.Module):
             nn.Linear(2 * previous, hidden),
             nn.LeakyReLU(0.1),
             nn.Dropout(head_dropout),
-            nn.Linear(hidden, len(CLASSES)),
+            nn.Linear(hidden, n_outputs),
         )
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,10 +87,10 @@ def apply_cnn(blocks: nn.Module, head: nn.Module, pixel_values: Tensor) -> tuple
 _FAMILIES = {"cnn": ThreeBlockCNN}
 
 
-def build(architecture: Mapping[str, Any]) -> ThreeBlockCNN:
+def build(architecture: Mapping[str, Any], n_outputs: int = len(CLASSES)) -> ThreeBlockCNN:
     """Return the network, with random weights, of a config's "architecture"."""
     options = dict(architecture)
-    return _FAMILIES[options.pop("family")](**options)
+    return _FAMILIES[options.pop("family")](**options, n_outputs=n_outputs)
 
 
 # ---- inference
@@ -178,6 +183,8 @@ class Learner:
         weight_decay: float,
         clip_norm: float,
         muon_lr_scale: float,
+        pretrained: Path | None = None,
+        n_outputs: int = len(CLASSES),
     ) -> None:
         torch.manual_seed(seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -185,7 +192,10 @@ class Learner:
         self.clip_norm = clip_norm
         self.use_bfloat16 = self.device.type == "cuda" or _cpu_has_bfloat16()
         # With bfloat16, channels_last halves an epoch on a CPU.
-        self.model = build(architecture)
+        self.model = build(architecture, n_outputs)
+        if pretrained:
+            load_blocks(self.model, pretrained)
+        self.multilabel = n_outputs != len(CLASSES)
         self.model.to(device=self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's types
         kernels = [p for p in self.model.parameters() if p.ndim == 4 and muon_lr_scale]
@@ -214,7 +224,8 @@ class Learner:
         inputs = torch.from_numpy(features).to(self.device, memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bfloat16):
             logits, _ = self.model(inputs)
-        loss = F.cross_entropy(logits.float(), torch.from_numpy(targets).to(self.device))
+        loss_function = F.binary_cross_entropy_with_logits if self.multilabel else F.cross_entropy
+        loss = loss_function(logits.float(), torch.from_numpy(targets).to(self.device))
         self.model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
@@ -252,6 +263,13 @@ class Learner:
             }
             optimizer.load_state_dict(content)
 
+    def save_trunk(self, path: Path, source: str) -> None:
+        write_tensors(
+            path,
+            {name: t.cpu().numpy() for name, t in self.model.blocks.state_dict().items()},
+            {"source": source},
+        )
+
     def save(self, folder: Path) -> None:
         model = self.model.cpu().eval()
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as above
@@ -268,6 +286,14 @@ class Learner:
             verbose=False,
         )
         finish_export(folder / "model.onnx")
+
+
+def load_blocks(model: ThreeBlockCNN, path: Path) -> None:
+    """Copy the blocks of a CNN, which `Learner.save_trunk` of either framework wrote. Raises InvalidModel."""
+    try:
+        model.blocks.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise InvalidModel(f"{path.name} does not hold the blocks of this network: {error}") from error
 
 
 _MOMENTS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {

@@ -4,9 +4,10 @@ The only module that knows the file's keys: the fields of these records. `fractu
 them; the page, the cards and the command line read them.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,26 @@ __all__ = [
     "ConformalSets",
     "DataSummary",
     "DetectionRate",
+    "DetectorReport",
+    "DetectorThresholds",
     "EpochMetrics",
     "EvaluationReport",
     "Interval",
+    "Localization",
     "OODReport",
     "OODThresholds",
+    "OutcomeRates",
     "SelectiveRisk",
+    "SplitResult",
     "TrainingSummary",
-    "read_accuracy",
+    "ViewAccuracy",
+    "read_headline",
+    "store_test_result",
 ]
 
 EVALUATION_FILE = "evaluation.json"
+WEIGHTS_FILE = "model.onnx"  # whose checksum a test result carries
+HEADLINES = {"accuracy": "accuracy", "auroc": "AUROC"}  # the metric that compares two models, and its title
 METRICS_IN_PERCENT = {"accuracy", "top3_accuracy", "macro_f1", "balanced_accuracy"}
 
 
@@ -69,6 +79,7 @@ class ClassMetrics:
     recall: float | None
     f1: float | None
     auroc: float | None
+    recall_interval: Interval | None = None  # None in files of older versions
 
 
 @dataclass(frozen=True)
@@ -129,6 +140,30 @@ class TrainingSummary:
     pretrained: str | None  # where training started from
     stored_probability_change: float  # largest change in probability by saving the weights
     history: list[EpochMetrics]
+    minutes: float | None = None  # of all folds and the run on all images
+    train_accuracy: float | None = None  # of the published weights on the images that they are trained on
+
+
+@dataclass(frozen=True)
+class ViewAccuracy(Interval):
+    """Accuracy if each image is answered from a number of its views."""
+
+    expected_calibration_error: float | None
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """How given weights score on a split that took no part in training."""
+
+    n: int
+    metrics: dict[str, Interval]
+    protocol: str | None = None  # how the images were scored, in words
+    checksum: str | None = None  # sha256 of the weights, by `store_test_result`
+    deduplicated: "SplitResult | None" = None  # without near-duplicates of training images
+
+    @property
+    def accuracy(self) -> Interval:
+        return self.metrics["accuracy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,18 +188,20 @@ class EvaluationReport(ClassificationReport):
     selective_risk: SelectiveRisk | None = None
     conformal: ConformalSets | None = None
     robustness: dict[str, Interval] | None = None  # accuracy by perturbation
+    by_views: dict[str, ViewAccuracy] | None = None  # by number of views: "1" (the fast setting), ...
     data: DataSummary | None = None
     training: TrainingSummary | None = None
     # An ensemble's, to serve and to compare
     members: list[str] | None = None
     weights: dict[str, float] | None = None
     temperature: float | None = None
-    minus_equal_weights: dict[str, Interval] | None = None
+    minus_equal_weights: dict[str, Interval] | None = None  # what fitting the weights adds, by metric
+    minus_members: dict[str, dict[str, Interval]] | None = None  # what the ensemble adds to each member
     # A single evaluation's
     source: str | None = None
     runtime: str | None = None
     deduplicated: "EvaluationReport | None" = None  # without near-duplicates of training images
-    test: "EvaluationReport | None" = None  # on the test split; None until it is scored
+    test: SplitResult | None = None  # of these weights on the test split; None until it is scored
 
     @property
     def accuracy(self) -> Interval:
@@ -185,8 +222,14 @@ class EvaluationReport(ClassificationReport):
 
     @classmethod
     def read(cls, folder: Path) -> "EvaluationReport":
-        """Read evaluation.json of a model folder. Raises InvalidModel."""
-        return cls.from_dict(read_json(folder / EVALUATION_FILE), f"{folder.name}/{EVALUATION_FILE}")
+        """Read evaluation.json of a model folder, without a test result of other weights.
+
+        Raises InvalidModel.
+        """
+        report = cls.from_dict(read_json(folder / EVALUATION_FILE), f"{folder.name}/{EVALUATION_FILE}")
+        if report.test and report.test.checksum != _weights_checksum(folder, report):
+            return replace(report, test=None)
+        return report
 
     def write(self, folder: Path) -> None:
         """Write evaluation.json into a model folder."""
@@ -194,17 +237,51 @@ class EvaluationReport(ClassificationReport):
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values, without the fields that do not apply."""
-        nested = {"deduplicated": self.deduplicated, "test": self.test}
-        content = {k: v for k, v in asdict(self).items() if v is not None and k not in nested}
-        content |= {key: report.to_dict() for key, report in nested.items() if report}
+        content = {k: v for k, v in asdict(self).items() if v is not None}
+        if self.deduplicated:
+            content["deduplicated"] = self.deduplicated.to_dict()
         return {"model": self.model, "protocol": self.protocol, **content}  # these two first
 
 
-def read_accuracy(data: bytes) -> Interval | None:
-    """Return the accuracy in the bytes of an evaluation.json, of any version; None if there is none."""
+def store_test_result(folder: Path, test: SplitResult) -> None:
+    """Store in evaluation.json how the weights in `folder` score on the test split.
+
+    The result carries their checksum, and `EvaluationReport.read` leaves it out once the folder holds other
+    weights. An ensemble's members are the folders beside its own. Raises InvalidModel, also if there are no
+    weights.
+    """
+    report = EvaluationReport.read(folder)
+    if (checksum := _weights_checksum(folder, report)) is None:
+        raise InvalidModel(f"{folder.name} has no {WEIGHTS_FILE}, so it has no test result.")
+    replace(report, test=replace(test, checksum=checksum)).write(folder)
+
+
+def _weights_checksum(folder: Path, report: EvaluationReport) -> str | None:
+    """Return the sha256 of a model's graph or, for an ensemble, of its weights and its members' graphs."""
     try:
-        return decode(Interval, json.loads(data)["metrics"]["accuracy"], EVALUATION_FILE)
-    except (ValueError, KeyError, TypeError, InvalidModel):
+        if not report.members:
+            return _sha256(folder / WEIGHTS_FILE)
+        graphs = [_sha256(folder.parent / name / WEIGHTS_FILE) for name in report.members]
+        return hashlib.sha256(json.dumps([report.weights, graphs]).encode()).hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_headline(data: bytes) -> tuple[str, Interval] | None:
+    """Return the title and value of the metric that compares models, from the bytes of an evaluation.json.
+
+    The file may be of any version. None if it has no such metric.
+    """
+    try:
+        metrics = json.loads(data)["metrics"]
+        name = next(name for name in HEADLINES if name in metrics)
+        return HEADLINES[name], decode(Interval, metrics[name], EVALUATION_FILE)
+    except (ValueError, KeyError, TypeError, StopIteration, InvalidModel):
         return None
 
 
@@ -233,9 +310,72 @@ class OODReport:
     n_groups: int
     false_rejection: Interval  # share of X-rays that are rejected
     detection: dict[str, DetectionRate]  # by kind of other images
+    radiographs: DetectionRate | None = None  # share of another source's X-rays that are rejected
 
     @classmethod
     def read(cls, folder: Path) -> "OODReport":
+        """Read evaluation.json of the detector's folder. Raises InvalidModel."""
+        return decode(cls, read_json(folder / EVALUATION_FILE), f"{folder.name}/{EVALUATION_FILE}")
+
+    def write(self, folder: Path) -> None:
+        """Write evaluation.json into the detector's folder."""
+        write_json(folder / EVALUATION_FILE, asdict(self))
+
+
+@dataclass(frozen=True)
+class DetectorThresholds:
+    """Limits of the calibrated probability of a fracture; in between it is uncertain."""
+
+    visible: float  # at or above: "fracture visible"
+    none: float  # below: "no fracture seen"
+
+
+@dataclass(frozen=True)
+class OutcomeRates:
+    """The share of n images with each outcome; the three add up to 1."""
+
+    n: int
+    visible: float
+    uncertain: float
+    none: float
+
+
+@dataclass(frozen=True)
+class Localization:
+    """A heatmap against the boxes of n fractured images, beside a centre prior and a random place."""
+
+    n: int
+    pointing: Interval  # share of images whose maximum lies in a box or beside one
+    pointing_center: Interval
+    pointing_random: Interval
+    inside: Interval  # mean share of the heat that lies in the boxes
+    inside_center: Interval
+    inside_random: Interval
+
+
+@dataclass(frozen=True)
+class DetectorReport:
+    """The content of the fracture detector's evaluation.json."""
+
+    protocol: str  # how the images were scored, in words
+    n: int
+    n_groups: int
+    n_fractured: int
+    # auroc, average_precision, sensitivity_at_90_specificity, specificity_at_95_sensitivity,
+    # expected_calibration_error, brier, negative_log_likelihood
+    metrics: dict[str, Interval]
+    slope: float  # probability = sigmoid(slope * logit + intercept)
+    intercept: float
+    thresholds: DetectorThresholds
+    outcomes: dict[str, OutcomeRates]  # of "fractured" and "not fractured" images, out of fold
+    missed: Interval  # share of the fractured images with the outcome "none"
+    external: dict[str, OutcomeRates]  # on another source, by class and "all"
+    localization: dict[str, Localization]  # of the detector and of the type models
+    data: DataSummary | None = None
+    training_minutes: float | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> "DetectorReport":
         """Read evaluation.json of the detector's folder. Raises InvalidModel."""
         return decode(cls, read_json(folder / EVALUATION_FILE), f"{folder.name}/{EVALUATION_FILE}")
 

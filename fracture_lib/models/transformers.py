@@ -67,7 +67,7 @@ class FractureImageProcessor(BaseImageProcessor):
         sources = images if isinstance(images, list | tuple) else [images]
         if any(_is_converted(source) for source in sources):
             warnings.warn(CONVERTED, stacklevel=2)
-        pixels = np.stack([preprocess(source) for source in sources])[:, None]  # [N, 1, 128, 128]
+        pixels = np.stack([preprocess(source) for source in sources])  # [N, V, 128, 128]
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
 
@@ -82,7 +82,8 @@ def _is_converted(source: ImageSource) -> bool:
 class FractureForImageClassification(PreTrainedModel):
     """`ThreeBlockCNN` under its own parameter names, with calibrated logits.
 
-    The softmax of its logits equals `fracture_lib`'s probabilities.
+    Pixel values are V views of each image, [N, V, 128, 128]. The softmax of its logits equals
+    `fracture_lib`'s probabilities.
     """
 
     config_class = FractureConfig
@@ -97,8 +98,9 @@ class FractureForImageClassification(PreTrainedModel):
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, **options: Any
     ) -> ImageClassifierOutput:
-        logits, _ = apply_cnn(self.blocks, self.head, pixel_values)
-        logits = logits / self.config.temperature
+        views = pixel_values.flatten(0, 1)[:, None]  # [N * V, 1, 128, 128]
+        logits, _ = apply_cnn(self.blocks, self.head, views)
+        logits = logits.unflatten(0, pixel_values.shape[:2]).mean(1) / self.config.temperature
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return ImageClassifierOutput(loss=loss, logits=logits)
 

@@ -1,4 +1,4 @@
-"""Write what people read: model cards from model_card.md, the README's table, cards for the Hub."""
+"""Write what people read: model cards from model_card.md, the README's results, cards for the Hub."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,28 +10,35 @@ import jinja2  # noqa: F401, as huggingface_hub's templates need it: without it,
 from fracture_lib.data.dataset import LabelledImages
 from fracture_lib.errors import InvalidData, InvalidModel
 from fracture_lib.hub import BUNDLE, FILES_BY_RUNTIME, HUB_PREFIX, is_repo_id, split_revision
+from fracture_lib.io.views import VIEWS
 from fracture_lib.labels import CLASSES
 from fracture_lib.models.config import read_config
-from fracture_lib.models.report import DataSummary, EvaluationReport
-from fracture_lib.registry import ALL_MODELS, MODELS, ModelSpec
+from fracture_lib.models.json_files import read_json
+from fracture_lib.models.report import DataSummary, DetectorReport, EvaluationReport, Interval, SplitResult
+from fracture_lib.publishing.detector_card import outcomes_table, render_detector_card
+from fracture_lib.publishing.markdown import markdown_table, share
+from fracture_lib.registry import ALL_MODELS, DETECTOR, ENSEMBLE, MODELS, ModelSpec
 
 __all__ = [
     "EXAMPLE_IMAGE",
+    "is_detector",
     "render_card",
     "render_dataset_card",
     "render_space_readme",
-    "results_table",
+    "results",
     "source_checkout",
     "write_card",
-    "write_results_table",
+    "write_results",
 ]
 
 PACKAGE = Path(__file__).parent.parent
 TEMPLATE_FILE = "model_card.md"
-TABLE_START = "<!-- results: written by `fracture cards` -->"
-TABLE_END = "<!-- end of results -->"
+RESULTS_START = "<!-- results: written by `fracture cards` -->"
+RESULTS_END = "<!-- end of results -->"
 EXAMPLE_IMAGE = "synthetic-spiral.png"  # in every model repository, for the Hub's widget
-WITHHELD = "withheld, not yet scored"
+UNSCORED = "not scored yet"  # these weights on the withheld Test folder
+UNRECORDED = "not recorded"
+HARDLY = 0.1  # chance; a class with a lower recall is hardly ever recognized
 # Fingerprint of the 989 images in the Train folder of Bone Break Classification. Only the card of a model
 # trained on them describes that dataset.
 BONE_BREAK = "996ab84b1acc82c649762981947a66b47aa48e12ac192c5d9cb8f0267baca787"
@@ -46,7 +53,7 @@ DATASET_CARD = """---
 {% if grouped_by == "source_group" %}Images of one patient or figure{% else %}Near-duplicates{% endif %} \
 share a `source_group`; a group is never in two splits or two folds.
 
-**Not for diagnosis.** There is no "no fracture" class.
+**Not for diagnosis.** Every radiograph shows a fracture, so the classes do not tell whether there is one.
 {% if bone_break %}
 The images are those of the Train folder of Bone Break Classification (Roboflow Universe, curso-rphcb; CC BY
 4.0). They were scraped from the web: labels and the rights to individual images are unverified, some
@@ -98,14 +105,14 @@ class _TestRow(NamedTuple):
 
 
 def write_card(folder: str | Path) -> Path:
-    """Write README.md of the model in `folder` and return its path. Raises InvalidModel."""
+    """Write README.md of the model or the detector in `folder` and return its path. Raises InvalidModel."""
     path = Path(folder) / "README.md"
     path.write_text(f"{render_card(folder)}\n", encoding="utf-8")
     return path
 
 
 def render_card(folder: str | Path, repo: str | None = None) -> str:
-    """Return the card of the model in `folder` for the Hub repository `repo`, "owner/name".
+    """Return the card of the model or the detector in `folder` for the Hub repository `repo`, "owner/name".
 
     Without `repo`, the card's examples load the model from the bundle. Raises InvalidModel if the folder
     was not written by training.
@@ -113,6 +120,8 @@ def render_card(folder: str | Path, repo: str | None = None) -> str:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     folder = Path(folder)
+    if is_detector(folder):
+        return render_detector_card(DetectorReport.read(folder), repo)
     config, report = read_config(folder), EvaluationReport.read(folder)
     _check_complete(report, folder)
     assert report.data and report.training  # checked above
@@ -153,11 +162,21 @@ def render_card(folder: str | Path, repo: str | None = None) -> str:
         repo=repo,
         majority=f"{100 * max(row.n for row in report.per_class) / report.n:.1f} %",
         reference_accuracy=_format_reference(spec),
+        train_accuracy=_train_accuracy(report),
         test=_test_rows(report.test),
-        withheld=WITHHELD,
+        unscored=UNSCORED,
+        views=_describe_views(),
+        weak_classes=_weak_classes(report),
+        share=share,
+        fracatlas="FracAtlas" in (report.training.pretrained or ""),
         metrics=[(metric.title, report.format_metric(metric.key)) for metric in METRICS],
     )
     return str(card).rstrip()
+
+
+def is_detector(folder: Path) -> bool:
+    """Return whether a model folder holds the fracture detector. Raises InvalidModel."""
+    return read_json(folder / "config.json").get("model_name") == DETECTOR
 
 
 def _check_complete(report: EvaluationReport, folder: Path) -> None:
@@ -257,7 +276,30 @@ def render_space_readme(
     return str(card)
 
 
-def _test_rows(test: EvaluationReport | None) -> list[_TestRow]:
+def _train_accuracy(report: EvaluationReport) -> str:
+    if report.training is None or report.training.train_accuracy is None:
+        return UNRECORDED
+    return share(report.training.train_accuracy)
+
+
+def _describe_views() -> str:
+    """Return how many views an image becomes, and of what."""
+    n_whole = sum(view.zoom >= 1 for view in VIEWS)
+    crops = len(VIEWS) - n_whole
+    text = f"An image has {len(VIEWS)} views of 128x128 pixels: {n_whole} show all of it, padded or scaled"
+    return f"{text}, and {crops} are crops along its longer side." if crops else f"{text}."
+
+
+def _weak_classes(report: EvaluationReport) -> str:
+    """Return a sentence on the classes that are recognized less often than by chance."""
+    weak = [row for row in report.per_class if row.recall is not None and row.recall < HARDLY]
+    if not weak:
+        return f"Every class is recognized in {share(HARDLY)} of its radiographs or more."
+    names = ", ".join(f"{row.label} ({share(row.recall)} of {row.n})" for row in weak)
+    return f"Hardly ever recognized: {names}."
+
+
+def _test_rows(test: SplitResult | None) -> list[_TestRow]:
     """Return the rows of a report on the test split; none if it was not scored."""
     if test is None:
         return []
@@ -265,11 +307,11 @@ def _test_rows(test: EvaluationReport | None) -> list[_TestRow]:
     return [
         _TestRow(
             subset,
-            report.n,
-            *(report.metrics[key].percent() for key in ("accuracy", "macro_f1", "top3_accuracy")),
+            result.n,
+            *(result.metrics[key].percent() for key in ("accuracy", "macro_f1", "top3_accuracy")),
         )
-        for subset, report in subsets.items()
-        if report
+        for subset, result in subsets.items()
+        if result
     ]
 
 
@@ -277,49 +319,101 @@ def _format_reference(spec: ModelSpec) -> str:
     return "" if spec.reference_accuracy is None else f"{100 * spec.reference_accuracy:.2f} %"
 
 
-def results_table(bundle: Path = BUNDLE) -> str:
-    """Return the Markdown table of the results of all models, the ensemble included. Raises InvalidModel."""
+def results(bundle: Path = BUNDLE) -> str:
+    """Return the README's results of the bundle's models in Markdown. Raises InvalidModel."""
+    reports = {name: EvaluationReport.read(bundle / name) for name in ALL_MODELS}
+    ensemble, detector = reports[ENSEMBLE], DetectorReport.read(bundle / DETECTOR)
+    parts = [
+        _accuracy_table(reports),
+        _ensemble_note(ensemble),
+        f"{_weak_classes(ensemble)} This is the recall of `{ENSEMBLE}`; the cards have that of each model.",
+        "### Fracture detector",
+        _describe_detector(detector),
+        outcomes_table(detector),
+        _describe_maps(detector),
+    ]
+    return "\n\n".join(parts)
+
+
+def _accuracy_table(reports: Mapping[str, EvaluationReport]) -> str:
     header = (
         "model",
-        "accuracy, out of fold (95 % interval)",
+        "training images",
+        "out of fold (95 % interval)",
+        "Test",
+        "original project, its own test",
+        "fast",
         "macro-F1",
         "top-3 accuracy",
         "calibration error",
-        "n",
-        "Test",
-        "original project (different split)",
     )
-    rows = [header, ["---"] * len(header)]
-    for name in ALL_MODELS:
-        report = EvaluationReport.read(bundle / name)
+    rows = []
+    for name, report in reports.items():
         test = [f"{row.subset}, n = {row.n}: {row.accuracy}" for row in _test_rows(report.test)]
+        fast = (report.by_views or {}).get("1")
         rows.append(
             [
                 f"`{name}`",
+                _train_accuracy(report) if name in MODELS else "",
                 report.accuracy.percent(),
+                "; ".join(test) or UNSCORED,
+                _format_reference(MODELS[name]) if name in MODELS else "",
+                share(fast.value) if fast else UNRECORDED,
                 report.metrics["macro_f1"].percent(),
                 report.metrics["top3_accuracy"].percent(),
                 report.metrics["expected_calibration_error"].plain(),
-                str(report.n),
-                "; ".join(test) or WITHHELD,
-                _format_reference(MODELS[name]) if name in MODELS else "",
             ]
         )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown_table(header, rows)
 
 
-def write_results_table(readme: Path | None = None, bundle: Path = BUNDLE) -> Path:
-    """Write the results table between the two marks in `readme` and return its path.
+def _ensemble_note(report: EvaluationReport) -> str:
+    """Return how the ensemble is measured, and by how much it leads its members."""
+    text = f"`{ENSEMBLE}` was scored {report.protocol}."
+    if not report.minus_members:
+        return text
+    leads = ", ".join(
+        f"{_points(differences['accuracy'])} over `{name}`"
+        for name, differences in report.minus_members.items()
+    )
+    return f"{text} Its lead in accuracy, paired by image: {leads}."
+
+
+def _describe_detector(report: DetectorReport) -> str:
+    auroc, precision = (report.metrics[key].plain() for key in ("auroc", "average_precision"))
+    return (
+        f"`{DETECTOR}`: AUROC {auroc}, average precision {precision}; {report.protocol.partition(';')[0]}. "
+        f"n = {report.n}, of which {report.n_fractured} show a fracture."
+    )
+
+
+def _describe_maps(report: DetectorReport) -> str:
+    """Return how often the hottest place of each map lies in a box of a radiologist."""
+    center = next(iter(report.localization.values())).pointing_center.percent()
+    shares = ", ".join(f"`{name}` {row.pointing.percent()}" for name, row in report.localization.items())
+    return (
+        "What an overlay is worth: the share of FracAtlas' fractured radiographs in which its hottest place "
+        f"lies in a box that radiologists drew. {shares}; the center of the image {center}."
+    )
+
+
+def _points(difference: Interval) -> str:
+    """Return a difference of shares as "+4.4 points (1.8 to 6.7)"."""
+    text = difference.percent().replace(" %", " points", 1)
+    return text if text.startswith("-") else f"+{text}"
+
+
+def write_results(readme: Path | None = None, bundle: Path = BUNDLE) -> Path:
+    """Write the results between the two marks in `readme` and return its path.
 
     The default is README.md of the source checkout. Raises InvalidData if there is none, or no marks, and
     InvalidModel.
     """
     readme = readme or source_checkout() / "README.md"
     text = readme.read_text(encoding="utf-8")
-    before, start, rest = text.partition(TABLE_START)
-    _, end, after = rest.partition(TABLE_END)
+    before, start, rest = text.partition(RESULTS_START)
+    _, end, after = rest.partition(RESULTS_END)
     if not (start and end):
-        raise InvalidData(f"{readme.name} lacks the marks {TABLE_START} and {TABLE_END}. Add them.")
-    table = results_table(bundle)
-    readme.write_text(f"{before}{start}\n\n{table}\n\n{end}{after}", encoding="utf-8")
+        raise InvalidData(f"{readme.name} lacks the marks {RESULTS_START} and {RESULTS_END}. Add them.")
+    readme.write_text(f"{before}{start}\n\n{results(bundle)}\n\n{end}{after}", encoding="utf-8")
     return readme

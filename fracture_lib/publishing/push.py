@@ -20,9 +20,10 @@ from fracture_lib.hub import MODEL_FILES, NATIVE_WEIGHTS, NOT_SERVED, first_line
 from fracture_lib.labels import LABEL2ID
 from fracture_lib.models.config import ModelConfig, read_config
 from fracture_lib.models.json_files import decode, read_json
-from fracture_lib.models.report import Interval, read_accuracy
+from fracture_lib.models.report import Interval, read_headline
 from fracture_lib.publishing.cards import (
     EXAMPLE_IMAGE,
+    is_detector,
     render_card,
     render_dataset_card,
     render_space_readme,
@@ -49,6 +50,7 @@ RepoKind = Literal["model", "dataset", "space"]
 RepoFiles: TypeAlias = Mapping[str, Path | bytes]  # path in the repository -> local file or content
 
 REQUIRED_MODEL_FILES = {"model.onnx", "head.safetensors", "evaluation.json"}
+DETECTOR_FILES = ("config.json", "model.onnx", "evaluation.json")
 # What the Space needs to install and start.
 SPACE_FILES = ("app.py", "requirements.txt", "model_card.md", "LICENSE", "docs/*", "fracture_lib/**/*")
 # Files of an earlier push that match are deleted unless they are sent again.
@@ -71,11 +73,13 @@ class PushResult(NamedTuple):
 
 
 def collect_model_files(folder: str | Path, repo: str) -> dict[str, Path | bytes]:
-    """Return the files to push for the model in `folder`, its card written for `repo`.
+    """Return the files to push for the model or the detector in `folder`, its card written for `repo`.
 
     Raises InvalidModel if the folder is incomplete.
     """
     folder = Path(folder)
+    if is_detector(folder):
+        return _collect_detector_files(folder, repo)
     read_config(folder)
     files = {name: folder / name for name in MODEL_FILES if (folder / name).exists()}
     if missing := sorted(REQUIRED_MODEL_FILES - files.keys()):
@@ -87,6 +91,13 @@ def collect_model_files(folder: str | Path, repo: str) -> dict[str, Path | bytes
     example = io.BytesIO()
     synthetic_radiograph("Spiral").save(example, "PNG")
     return {**files, EXAMPLE_IMAGE: example.getvalue(), "README.md": render_card(folder, repo).encode()}
+
+
+def _collect_detector_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
+    files: dict[str, Path | bytes] = {name: folder / name for name in DETECTOR_FILES}
+    if missing := [name for name in DETECTOR_FILES if not (folder / name).exists()]:
+        raise InvalidModel(f"{folder.name} lacks {', '.join(missing)}; train the detector again.")
+    return {**files, "README.md": render_card(folder, repo).encode()}
 
 
 def collect_dataset_files(images: LabelledImages, n_folds: int = 5) -> dict[str, Path | bytes]:
@@ -159,8 +170,8 @@ def push_to_hub(
     request instead of changing the main branch; with `dry_run`, sends nothing. A model that was measured
     to be better is only replaced with `force`.
 
-    Raises PushError, or InvalidModel if a model's evaluation.json has no accuracy; no file of the
-    repository is changed then.
+    Raises PushError, or InvalidModel if a model's evaluation.json has no accuracy or AUROC; no file of
+    the repository is changed then.
     """
     if not is_repo_id(repo):
         raise PushError(f'"{repo}" is not a repository. Nothing was changed. Write it as "owner/name".')
@@ -180,7 +191,7 @@ def push_to_hub(
         *(f"  {'deleted':>12}  {path}" for path in obsolete),
     ]
     if kind == "model":
-        messages.append(_compare_accuracy(api, repo, head, files["evaluation.json"], force))
+        messages.append(_compare_headlines(api, repo, head, files["evaluation.json"], force))
     if dry_run:
         return PushResult(None, messages)
     with _push_errors(repo):
@@ -256,37 +267,39 @@ def _read_head(api: "HfApi", repo: str, kind: RepoKind) -> tuple[str | None, lis
     return info.sha, [file.rfilename for file in getattr(info, "siblings", None) or []]
 
 
-def _compare_accuracy(api: "HfApi", repo: str, head: str | None, report: Path | bytes, force: bool) -> str:
-    """Return a message about the accuracy of this model and of the repository's.
+def _compare_headlines(api: "HfApi", repo: str, head: str | None, report: Path | bytes, force: bool) -> str:
+    """Return a message about the accuracy, or a detector's AUROC, of this model and of the repository's.
 
     Raises PushError if the repository's is better, unless `force`.
     """
-    ours = read_accuracy(report if isinstance(report, bytes) else report.read_bytes())
+    title, ours = read_headline(report if isinstance(report, bytes) else report.read_bytes()) or ("", None)
     if ours is None or ours.value is None:
         raise InvalidModel("evaluation.json has no accuracy; train the model again.")
-    theirs = _read_their_accuracy(api, repo, head) if head else None
+    theirs = _read_their_headline(api, repo, head, title) if head else None
     if theirs is None or theirs.value is None:
-        return f"accuracy {ours.percent()}; the repository has no measured model yet"
+        return f"{title} {ours.percent()}; the repository has no measured model yet"
     if theirs.value > ours.value and not force:
         raise PushError(
-            f"{repo} holds a better model: its accuracy is {theirs.percent()}, this one's {ours.percent()}. "
+            f"{repo} holds a better model: its {title} is {theirs.percent()}, this one's {ours.percent()}. "
             "Nothing was changed. Use --force to replace it."
         )
-    return f"accuracy {ours.percent()}; the model in the repository has {theirs.percent()}"
+    return f"{title} {ours.percent()}; the model in the repository has {theirs.percent()}"
 
 
-def _read_their_accuracy(api: "HfApi", repo: str, head: str) -> Interval | None:
+def _read_their_headline(api: "HfApi", repo: str, head: str, title: str) -> Interval | None:
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        return read_accuracy(Path(api.hf_hub_download(repo, "evaluation.json", revision=head)).read_bytes())
+        data = Path(api.hf_hub_download(repo, "evaluation.json", revision=head)).read_bytes()
     except EntryNotFoundError:
         return None
     except Exception as error:  # the client passes on exceptions of its HTTP library
         raise PushError(
-            f"Cannot read the accuracy of the model in {repo}: {_reason(error)}. "
+            f"Cannot read the {title} of the model in {repo}: {_reason(error)}. "
             "Nothing was changed. Try again later."
         ) from error
+    headline = read_headline(data)
+    return headline[1] if headline and headline[0] == title else None
 
 
 def _size(content: Path | bytes) -> int:

@@ -5,7 +5,7 @@ The order matters: an average is restored after it was initialized, and saved af
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,6 +16,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from fracture_lib.errors import InvalidData
+from fracture_lib.models.json_files import read_json, write_json
 from fracture_lib.models.report import EpochMetrics
 from fracture_lib.training.learner import Learner, compute_logits
 
@@ -27,6 +29,7 @@ __all__ = [
     "LiveCurve",
     "ProgressBar",
     "WeightAverage",
+    "check_same_run",
 ]
 
 MILESTONE_EPOCHS = 5  # between scores on held-out images, and between checkpoints
@@ -166,6 +169,24 @@ class Checkpoint(Callback):
         partial = self.path.with_suffix(".partial")
         save_file(tensors, partial, metadata={"progress": json.dumps(progress)})
         partial.replace(self.path)  # a kill while writing leaves the old checkpoint intact
+
+
+def check_same_run(path: Path, settings: Mapping[str, Any]) -> bool:
+    """Return whether a run that wrote its settings to the file `path` is resumed; write them otherwise.
+
+    Raises InvalidData if that run, whose checkpoints lie beside the file, had other settings.
+    """
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
+    if path.exists():
+        previous = read_json(path)
+        if changed := [key for key in settings if previous.get(key) != settings[key]]:
+            raise InvalidData(
+                f"{path.parent} holds checkpoints of a run with another {', '.join(changed)}. "
+                "Choose another output folder or delete them."
+            )
+        return True
+    write_json(path, settings)
+    return False
 
 
 class ProgressBar(Callback):

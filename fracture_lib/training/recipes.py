@@ -1,12 +1,24 @@
 """How each model is built and trained: the one place to change a hyperparameter."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from fracture_lib.errors import InvalidArgument
 from fracture_lib.training.augment import Augmentation
 
-__all__ = ["RECIPES", "Recipe"]
+__all__ = ["PRETRAINING", "RECIPES", "Recipe", "one_cycle"]
+
+
+class OneCycle(Protocol):
+    """The part of a recipe that a schedule needs."""
+
+    @property
+    def learning_rate(self) -> float: ...  # at the peak
+
+    @property
+    def warmup_fraction(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,19 @@ class Recipe:
                 raise InvalidArgument(f"{name} is {value}; use 1 or more.")
 
 
+def one_cycle(progress: float, recipe: OneCycle) -> float:
+    """Return the learning rate at `progress` 0..1: cosine up to the peak, cosine down to nearly zero.
+
+    Source: Smith and Topin, Super-Convergence, https://arxiv.org/abs/1708.07120.
+    """
+    peak, warmup = recipe.learning_rate, recipe.warmup_fraction
+    if progress < warmup:
+        start, end, share = peak / 25, peak, progress / warmup
+    else:
+        start, end, share = peak, peak / 1e4, (progress - warmup) / (1 - warmup)
+    return float(start + (end - start) * (1 - np.cos(np.pi * share)) / 2)
+
+
 _CNN = {
     "family": "cnn",
     "channels": [16, 64, 128],
@@ -47,12 +72,30 @@ _CNN = {
 }
 
 RECIPES = {
-    "pytorch-cnn": Recipe(architecture=_CNN, epochs=220, muon_lr_scale=20.0),
-    "tensorflow-cnn": Recipe(architecture=_CNN, epochs=220, muon_lr_scale=20.0),
+    "pytorch-cnn": Recipe(architecture=_CNN, epochs=110, muon_lr_scale=20.0),
+    "tensorflow-cnn": Recipe(architecture=_CNN, epochs=56, muon_lr_scale=20.0),
     "resnet50": Recipe(
-        architecture={"family": "resnet50", "hidden": 256, "head_dropout": 0.5, "tuned_stages": 1},
-        epochs=24,
-        learning_rate=3e-4,
+        architecture={
+            "family": "resnet50",
+            "n_stages": 3,
+            "hidden": 256,
+            "head_dropout": 0.5,
+            "tuned_stages": 0,
+        },
+        epochs=80,
+        learning_rate=1e-3,
         n_cached_views=16,
     ),
 }
+
+# How the layers before the head are first trained to recognize what FracAtlas labels.
+PRETRAINING = {
+    "pytorch-cnn": Recipe(architecture=_CNN, epochs=20, muon_lr_scale=20.0, label_smoothing=0.0),
+    "resnet50": Recipe(
+        architecture={**RECIPES["resnet50"].architecture, "tuned_stages": 1},
+        epochs=3,
+        learning_rate=3e-4,
+        label_smoothing=0.0,
+    ),
+}
+PRETRAINING["tensorflow-cnn"] = PRETRAINING["pytorch-cnn"]

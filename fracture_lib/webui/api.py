@@ -63,6 +63,7 @@ class Api:
     def predict(self, image: str, model: str, top_k: int, skip_ood_check: bool) -> dict[str, Any]:
         """Classify the type of fracture in one bone X-ray with one model. Not a medical device.
 
+        The types assume a fracture; a separate detector estimates whether one is visible, and it misses some.
         The image is an uploaded file. URLs of other servers are not accepted.
 
         Args:
@@ -72,13 +73,15 @@ class Api:
             skip_ood_check: Classify the image even if it does not look like a bone X-ray.
 
         Returns:
-            The image's name, whether it is out of distribution, warnings, calibrated predictions, a summary.
+            The image's name, whether it is out of distribution, whether a fracture is visible, warnings,
+            calibrated predictions, a summary.
         """
         return self._predict(image, [model], top_k, skip_ood_check)
 
     def compare(self, image: str, top_k: int, skip_ood_check: bool) -> dict[str, Any]:
         """Classify the type of fracture in one bone X-ray with all models. Not a medical device.
 
+        The types assume a fracture; a separate detector estimates whether one is visible, and it misses some.
         The image is an uploaded file. URLs of other servers are not accepted.
 
         Args:
@@ -94,6 +97,7 @@ class Api:
     def predict_batch(self, images: Sequence[str], top_k: int, skip_ood_check: bool) -> list[dict[str, Any]]:
         """Classify the types of fracture in many bone X-rays with all models. Not a medical device.
 
+        The types assume a fracture; a separate detector estimates whether one is visible, and it misses some.
         An image is an uploaded file. URLs of other servers are not accepted.
 
         Args:

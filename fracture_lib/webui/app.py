@@ -20,8 +20,9 @@ __all__ = ["THEME", "build_page", "write_examples"]
 
 TITLE = "Fracture classification"
 INTRODUCTION = f"""# {TITLE}
-Upload a bone X-ray and compare how {len(MODELS)} models classify the fracture ({len(CLASSES)} types)."""
-EXAMPLE_LABELS = ("Spiral", "Comminuted", "Hairline", "Greenstick")
+Upload a bone X-ray: a detector estimates whether a fracture is visible, and {len(MODELS)} models classify
+its type ({len(CLASSES)} types)."""
+EXAMPLE_LABELS = ("Spiral", "Oblique", "Hairline", "Greenstick")
 
 # Gradio's own greys and orange are too faint on white for WCAG's contrast of 4.5 to 1.
 THEME = gr.themes.Default(primary_hue="blue").set(

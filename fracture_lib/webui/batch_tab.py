@@ -12,7 +12,9 @@ import gradio as gr
 from fracture_lib.errors import FractureError
 from fracture_lib.inference.batch import MAX_IMAGES, BatchRow, list_inputs, predict_batch, tally
 from fracture_lib.inference.batch_csv import FILE_ENCODING, to_csv
+from fracture_lib.inference.fracture import Outcome
 from fracture_lib.inference.pipeline import InferencePipeline
+from fracture_lib.inference.prediction import summarize_types
 from fracture_lib.registry import ALL_MODELS, model_title
 from fracture_lib.webui.rendering import Cell, percent, render_message, render_report, render_table, shorten
 from fracture_lib.webui.server import BATCH_QUEUE, check_not_expired
@@ -20,7 +22,8 @@ from fracture_lib.webui.server import BATCH_QUEUE, check_not_expired
 __all__ = ["BatchTab"]
 
 REDRAW_INTERVAL = 0.5  # seconds; each time the whole table is sent
-COLUMNS = ["Image", "Status", *(model_title(name) for name in ALL_MODELS), "Summary"]
+COLUMNS = ["Image", "Status", "Fracture", *(model_title(name) for name in ALL_MODELS), "Summary"]
+OUTCOMES: dict[Outcome, str] = {"visible": "visible", "uncertain": "uncertain", "none": "none seen"}
 NO_DOWNLOADS = "The disk is full, so there are no files to download. Try again in 20 minutes."
 
 
@@ -101,8 +104,18 @@ def render_rows(rows: Sequence[BatchRow]) -> str:
     lines: list[list[Cell]] = []
     for row in rows:
         cells = [_describe_answer(row, name) for name in ALL_MODELS]
-        lines.append([(shorten(row.name), row.name), row.status, *cells, _summarize(row)])
+        lines.append(
+            [(shorten(row.name), row.name), row.status, _describe_fracture(row), *cells, _summarize(row)]
+        )
     return render_table(COLUMNS, lines, "Predictions per image")
+
+
+def _describe_fracture(row: BatchRow) -> Cell:
+    """Return the fracture detector's cell, sorted by the probability."""
+    fracture = row.result.fracture if row.result else None
+    if fracture is None:
+        return ""
+    return f"{OUTCOMES[fracture.outcome]} {percent(fracture.probability)}", fracture.probability
 
 
 def _describe_answer(row: BatchRow, model: str) -> Cell:
@@ -114,10 +127,10 @@ def _describe_answer(row: BatchRow, model: str) -> Cell:
 
 
 def _summarize(row: BatchRow) -> str:
-    """Return the summary or why there is none, then warnings, then failures, equal ones once."""
+    """Return the summary of the types or why there is none, then warnings, then failures, equal ones once."""
     models: dict[str, list[str]] = {}
     for name, reason in row.failures.items():
         models.setdefault(reason, []).append(model_title(name))
     failures = [f"{', '.join(titles)}: {reason}" for reason, titles in models.items()]
-    summary = row.reason or (row.result.summary if row.result else "")
+    summary = row.reason or (summarize_types(row.result) if row.result else "")
     return " ".join(filter(None, (summary, *row.warnings, *failures)))

@@ -37,12 +37,12 @@ MAX_SESSIONS = 200  # whose result is kept, half a megabyte each; the least rece
 CLEANUP_INTERVAL, MAX_UPLOAD_AGE = 300, 900  # seconds
 
 
-def main() -> None:
-    """Serve the page until SIGINT or SIGTERM arrives."""
+def main(fast: bool = False) -> None:
+    """Serve the page until SIGINT or SIGTERM arrives; `fast` is that of `InferencePipeline`."""
     _configure_process()
     uploads = _create_upload_dir()
     _lock = lock_upload_dir(uploads)  # held until the process ends
-    pipeline = InferencePipeline()
+    pipeline = InferencePipeline(fast=fast)
     # Load the models while Gradio is imported, which takes longer; what loading needs is free by then.
     Thread(target=pipeline.warm_up, daemon=True).start()
     _serve(pipeline, uploads)

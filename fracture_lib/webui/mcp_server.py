@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 from mcp.server.lowlevel import Server
@@ -27,6 +27,7 @@ from starlette.types import ASGIApp
 import fracture_lib
 from fracture_lib.errors import FractureError, InvalidArgument, InvalidImage
 from fracture_lib.inference.batch import MAX_IMAGES
+from fracture_lib.inference.fracture import DETECTOR_NOTE, Outcome
 from fracture_lib.labels import CLASSES
 from fracture_lib.registry import ALL_MODELS, ENSEMBLE
 from fracture_lib.webui.server import API, DISK_FULL, INTERNAL_ERROR, MAX_BODY, MAX_MCP_BODY, MCP_ROUTE
@@ -36,10 +37,7 @@ __all__ = ["app_options"]
 logger = logging.getLogger(__name__)
 
 SERVER_NAME = "fracture-classification"
-INSTRUCTIONS = (
-    "Classifies the type of a bone fracture in an X-ray. Not a medical device. There is no class for a bone "
-    "without a fracture, so a healthy bone is assigned a fracture type, too."
-)
+INSTRUCTIONS = f"Classifies the type of a bone fracture in an X-ray. Not a medical device. {DETECTOR_NOTE}"
 LIMIT = f"{MAX_BODY // 10**6} MB"
 HOW_TO_PASS = (
     f'a data URI, such as "data:image/png;base64,...", of up to {LIMIT}, or the path of a file that was '
@@ -85,6 +83,22 @@ RESULT = {
         "is_ood": {
             "type": ["boolean", "null"],
             "description": "Whether it does not look like a bone X-ray; null if this could not be checked.",
+        },
+        "fracture": {
+            "type": ["object", "null"],
+            "description": "Whether a detector sees a fracture; null if the image was rejected or the "
+            "detector failed. Show its message with the predictions.",
+            "properties": {
+                "outcome": {"enum": list(get_args(Outcome))},
+                "probability": {
+                    "type": "number",
+                    "description": "Calibrated, of a visible fracture.",
+                    "minimum": 0,
+                    "maximum": 1,
+                },
+                "message": {"type": "string"},
+            },
+            "required": ["outcome", "probability", "message"],
         },
         "warnings": {"type": "array", "items": {"type": "string"}},
         "predictions": {
@@ -137,19 +151,22 @@ class _Endpoint:
 ENDPOINTS = {
     "classify_fracture": _Endpoint(
         "predict",
-        "Classify the type of fracture in one bone X-ray with one model. Not a medical device.",
+        f"Classify the type of fracture in one bone X-ray with one model. {DETECTOR_NOTE} "
+        "Not a medical device.",
         ("image", "model", "top_k", "skip_ood_check"),
         RESULT,
     ),
     "compare_fracture_models": _Endpoint(
         "compare",
-        "Classify the type of fracture in one bone X-ray with all models. Not a medical device.",
+        f"Classify the type of fracture in one bone X-ray with all models. {DETECTOR_NOTE} "
+        "Not a medical device.",
         ("image", "top_k", "skip_ood_check"),
         RESULT,
     ),
     "classify_fracture_batch": _Endpoint(
         "predict_batch",
-        "Classify the types of fracture in many bone X-rays with all models. Not a medical device.",
+        f"Classify the types of fracture in many bone X-rays with all models. {DETECTOR_NOTE} "
+        "Not a medical device.",
         ("images", "top_k", "skip_ood_check"),
         _list_of(RESULT, "results"),
         "results",

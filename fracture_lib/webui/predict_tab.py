@@ -1,4 +1,4 @@
-"""The tab for a single X-ray: upload, predictions, model input and class activation maps."""
+"""The tab for a single X-ray: upload, predictions, model input, class activation maps and heatmap."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,12 +11,13 @@ from fracture_lib.errors import FractureError
 from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.inference.prediction import ComparisonResult, Prediction
 from fracture_lib.labels import LABEL2ID
-from fracture_lib.registry import ALL_MODELS, ENSEMBLE, model_title
+from fracture_lib.registry import ALL_MODELS, DETECTOR, ENSEMBLE, model_title
 from fracture_lib.webui.gradio_private import is_copy
 from fracture_lib.webui.rendering import (
     Cell,
     percent,
     render_cams,
+    render_heatmap,
     render_images,
     render_message,
     render_predictions,
@@ -31,6 +32,7 @@ Updates: TypeAlias = dict[Block, Any]  # new values or properties by component; 
 
 ALL = "all"
 MODEL_CHOICES = [("Compare all", ALL), *((model_title(name), name) for name in ALL_MODELS)]
+EVIDENCE_CHOICES = [("Where the detector looks", DETECTOR), *((label, label) for label in LABEL2ID)]
 COLUMNS = ["Model", "First", "Second", "Third", "Accuracy (95 % interval)", "ms", "MB"]
 RESULT_LIFETIME = 900  # seconds that a session's result is kept
 
@@ -86,7 +88,7 @@ class PredictTab:
                 self.comparison = gr.HTML(elem_id="comparison")
                 self.images = gr.HTML(elem_id="images")
                 with gr.Column(visible=False) as self.explanation:
-                    self.label = gr.Dropdown(list(LABEL2ID), label="Show evidence for", elem_id="cam-label")
+                    self.label = gr.Dropdown(EVIDENCE_CHOICES, label="Show evidence for", elem_id="cam-label")
                     self.opacity = gr.Slider(
                         0, 100, value=60, step=1, label="Overlay opacity (%)", elem_id="cam-opacity"
                     )
@@ -208,13 +210,13 @@ class PredictTab:
 
     def _show_result(self, result: ComparisonResult, model: str, top_k: int) -> Updates:
         shown = result.predictions.get(ENSEMBLE if model == ALL else model) or result.top_prediction
-        label = shown.label if shown else None
+        label = shown.label if shown else DETECTOR if result.fracture else None
         return {
             self.result: result,
             self.message: render_warnings(result.warnings),
             self.anyway_button: gr.update(visible=result.is_rejected),
             self.images: render_images(result),
-            self.explanation: gr.update(visible=bool(shown)),
+            self.explanation: gr.update(visible=bool(label)),
             self.label: label,
             **self._show_selection(result, model, top_k, label),
         }
@@ -227,7 +229,7 @@ class PredictTab:
         view: Updates = {
             self.predictions: render_predictions(result, names, top_k),
             self.comparison: _comparison_table(result.predictions.values()) if model == ALL else "",
-            self.cams: render_cams(result, names, label) if label else "",
+            self.cams: _evidence(result, names, label) if label else "",
         }
         return view
 
@@ -237,6 +239,11 @@ def _name_files(paths: Sequence[str]) -> dict[str, str]:
     if len(paths) == 1:
         return {Path(paths[0]).name: paths[0]}
     return {f"{i}. {Path(path).name}": path for i, path in enumerate(paths, 1)}
+
+
+def _evidence(result: ComparisonResult, names: Iterable[str], label: str) -> str:
+    """Return the maps for one of EVIDENCE_CHOICES."""
+    return render_heatmap(result) if label == DETECTOR else render_cams(result, names, label)
 
 
 def _comparison_table(predictions: Iterable[Prediction]) -> str:

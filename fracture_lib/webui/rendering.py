@@ -13,8 +13,10 @@ from PIL import Image
 
 import fracture_lib
 from fracture_lib.inference.batch import BatchRow
-from fracture_lib.inference.prediction import ComparisonResult, Prediction, summarize
-from fracture_lib.io.image import INPUT_SIZE, preprocess
+from fracture_lib.inference.fracture import DETECTOR_NOTE
+from fracture_lib.inference.prediction import ComparisonResult, Prediction, summarize_types
+from fracture_lib.io.image import preprocess
+from fracture_lib.io.views import LETTERBOX
 from fracture_lib.labels import CLASSES, LABEL2ID
 from fracture_lib.models.functional import EPSILON
 from fracture_lib.models.model import ModelInfo
@@ -28,6 +30,7 @@ __all__ = [
     "percent",
     "render_cams",
     "render_class_examples",
+    "render_heatmap",
     "render_images",
     "render_message",
     "render_predictions",
@@ -45,11 +48,13 @@ CSS = (FOLDER / "style.css").read_text(encoding="utf-8")
 JS = (FOLDER / "page.js").read_text(encoding="utf-8")
 DISCLAIMER = (
     "Not a medical device. Do not use it for diagnosis. The models are often wrong: see their measured "
-    'accuracy. There is no "no fracture" class, so a healthy bone is assigned a fracture type, too.'
+    f"accuracy. {DETECTOR_NOTE}"
 )
 SUPPORT, AGAINST = (255, 140, 0), (60, 140, 255)  # orange and blue: distinct in every colour vision
 MAX_NAME = 100  # characters of a file's name that are shown
 PREVIEW_SIDE, CAM_SIDE = 640, 384  # pixels of the images as sent to the browser
+MIN_HEAT = 0.5  # probability of a fracture at a place that is opaque, so that a map without one stays faint
+NO_HEATMAP = "The fracture detector gave no answer for this image."
 
 
 def percent(share: float, digits: int = 0) -> str:
@@ -90,10 +95,14 @@ def render_warnings(warnings: Sequence[str]) -> str:
 
 
 def render_predictions(result: ComparisonResult, names: Sequence[str], top_k: int) -> str:
-    """Return the summary of the models `names` and one card each: its top k classes or why it failed."""
+    """Return what the fracture detector sees, the summary of the models `names`, and one card for each.
+
+    A card shows the model's top k classes, or why it failed.
+    """
     return _render(
         "predictions",
-        summary=summarize(result, names),
+        fracture=result.fracture,
+        summary=summarize_types(result, names),
         cards=[(p, p.scores[:top_k]) for p in _select(result.predictions, names).values()],
         failures=_select(result.failures, names),
     )
@@ -110,15 +119,21 @@ def render_table(columns: Sequence[str], rows: Iterable[Sequence[Cell]], caption
 
 
 def render_images(result: ComparisonResult) -> str:
-    """Return the image as read beside the exact model input."""
-    pixels = Image.fromarray((255 * result.pixels + 0.5).astype(np.uint8))
-    return _render("images", preview=_jpeg(result.preview, PREVIEW_SIDE), pixels=_png(pixels))
+    """Return the image as read beside the exact model inputs, its views in a row."""
+    views = Image.fromarray((255 * np.hstack(list(result.pixels)) + 0.5).astype(np.uint8))
+    return _render(
+        "images",
+        preview=_jpeg(result.preview, PREVIEW_SIDE),
+        views=_png(views),
+        n_views=len(result.pixels),
+        size=views.height,
+    )
 
 
 def render_class_examples(rows: Iterable[tuple[str, int, str | Path]]) -> str:
     """Return one small image per class; `rows` are (label, number of images, path of one)."""
     examples = [
-        (label, n, _png(Image.fromarray((255 * preprocess(path)).astype(np.uint8))))
+        (label, n, _png(Image.fromarray((255 * preprocess(path, (LETTERBOX,))[0]).astype(np.uint8))))
         for label, n, path in rows
     ]
     return _render("class_examples", examples=examples)
@@ -130,21 +145,36 @@ def render_cams(result: ComparisonResult, names: Iterable[str], label: str) -> s
     if not predictions:
         return ""
     overlays = [
-        (name, _probability(p, label), _png(_overlay(p.cam[LABEL2ID[label]], result.content_box)))
+        (name, _probability(p, label), _png(_overlay(p.cam[LABEL2ID[label]], result.preview.size)))
         for name, p in predictions.items()
     ]
     return _render("cams", preview=_jpeg(result.preview, CAM_SIDE), overlays=overlays, label=label)
+
+
+def render_heatmap(result: ComparisonResult) -> str:
+    """Return where the fracture detector looks, laid over the image, or that there is no such map."""
+    if result.fracture is None:
+        return render_message(NO_HEATMAP)
+    return _render(
+        "heatmap",
+        preview=_jpeg(result.preview, CAM_SIDE),
+        overlay=_png(_overlay(result.fracture.heatmap, result.preview.size, MIN_HEAT)),
+        probability=result.fracture.probability,
+    )
 
 
 def _probability(prediction: Prediction, label: str) -> float:
     return next(score.probability for score in prediction.scores if score.label == label)
 
 
-def _overlay(cam: NDArray[np.float32], content_box: tuple[slice, slice]) -> Image.Image:
-    """Turn one class's map [h, w] into RGBA over the image's own area: orange supports, blue opposes."""
-    smooth = Image.fromarray(cam).resize((INPUT_SIZE, INPUT_SIZE), Image.Resampling.BICUBIC)
-    strength = np.asarray(smooth)[content_box]
-    strength = strength / max(np.abs(strength).max(), EPSILON)
+def _overlay(values: NDArray[np.float32], size: tuple[int, int], min_scale: float = EPSILON) -> Image.Image:
+    """Turn a map [h, w] of an image into RGBA of `size`: orange above zero, blue below.
+
+    The largest absolute value is opaque, if it is at least `min_scale`.
+    """
+    # Not bicubic, which would overshoot: blue around a place that supports.
+    strength = np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
+    strength = strength / max(np.abs(strength).max(), min_scale)
     rgba = np.empty((*strength.shape, 4), np.uint8)
     rgba[..., :3] = np.where(strength[..., None] > 0, SUPPORT, AGAINST)
     rgba[..., 3] = 255 * np.abs(strength)
@@ -159,8 +189,16 @@ def render_report(rows: Sequence[BatchRow], date: str, summary: str) -> str:
         if not (result := row.result):
             continue
         top = result.top_prediction
-        cams = render_cams(result, result.predictions, top.label) if top else ""
-        pages.append({"row": row, "result": result, "images": render_images(result), "cams": cams})
+        pages.append(
+            {
+                "row": row,
+                "result": result,
+                "summary": summarize_types(result),
+                "images": render_images(result),
+                "heatmap": render_heatmap(result) if result.fracture else "",
+                "cams": render_cams(result, result.predictions, top.label) if top else "",
+            }
+        )
         models |= {name: prediction.info for name, prediction in result.predictions.items()}
     return _environment.get_template("report.html").render(
         pages=pages,

@@ -22,7 +22,19 @@ from fracture_lib.errors import (
 )
 
 ROOT = Path(__file__).parent.parent.parent
-COMMANDS = ["predict", "app", "evaluate", "train", "ensemble", "remeasure", "fit-ood", "cards", "push"]
+COMMANDS = [
+    "predict",
+    "app",
+    "evaluate",
+    "pretrain",
+    "train",
+    "ensemble",
+    "remeasure",
+    "train-detector",
+    "fit-ood",
+    "cards",
+    "push",
+]
 PUSH_COMMANDS = ["model", "dataset", "space"]
 RUN_MAIN = "import sys; from fracture_lib.cli import main; sys.exit(main(sys.argv[1:]))"
 ALL_COMMANDS = [[name] for name in COMMANDS[:-1]] + [["push", name] for name in PUSH_COMMANDS]

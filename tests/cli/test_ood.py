@@ -12,8 +12,8 @@ from fracture_lib.models.report import OODReport
 def test_fit_ood_prints_the_rates_and_writes_the_detector(dataset_folder, tmp_path, capsys):
     noise = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
     (tmp_path / "others" / "colour noise").mkdir(parents=True)
-    for i, pixels in enumerate(noise):
-        Image.fromarray(pixels).save(tmp_path / "others" / "colour noise" / f"{i}.png")
+    for name, pixels in zip("abc", noise, strict=True):  # three sources
+        Image.fromarray(pixels).save(tmp_path / "others" / "colour noise" / f"{name}.png")
     out = tmp_path / "detector"
     arguments = ["--data", str(dataset_folder), "--others", str(tmp_path / "others"), "--out", str(out)]
     assert main(["fit-ood", *arguments]) == 0
@@ -24,7 +24,9 @@ def test_fit_ood_prints_the_rates_and_writes_the_detector(dataset_folder, tmp_pa
     assert f"  X-rays rejected             {report.false_rejection.percent()}\n" in text
     assert f"  colour noise detected       {rate.percent()}, n = 3\n" in text
     assert text.endswith(f"\nWrote the detector to {out}.\n")
-    assert load_file(out / "reference_embeddings.safetensors")["embeddings"].shape == (40, 2048)
+    tensors = load_file(out / "discriminant.safetensors")
+    n_features = len(tensors["mean"])
+    assert tensors["whitening"].shape == (n_features, n_features) and len(tensors["direction"]) == n_features
 
 
 def test_fit_ood_without_out_exits_with_two_and_keeps_the_bundled_detector(dataset_folder, tmp_path, capsys):

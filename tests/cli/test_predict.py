@@ -21,6 +21,7 @@ from fracture_lib.cli.inputs import find_images
 from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.errors import InvalidImage, ModelUnavailable
 from fracture_lib.hub import BUNDLE
+from fracture_lib.inference import pipeline as pipeline_module
 from fracture_lib.labels import LABEL2ID
 from fracture_lib.registry import ALL_MODELS
 from tests.helpers.bad_inputs import BAD_FILES
@@ -63,14 +64,16 @@ def start(*arguments, **environment):
 def test_predict_prints_every_model_the_summary_and_the_sources(image_path, capsys):
     assert main(["predict", str(image_path)]) == 0
     out, err = capsys.readouterr()
-    name, *lines, summary = out.splitlines()
-    assert name == str(image_path)
+    name, fracture, *lines, summary = out.splitlines()
+    result = fracture_lib.compare(image_path)
+    assert name == str(image_path) and fracture == f"  {result.fracture.message}"
     assert [line.split()[0] for line in lines] == list(ALL_MODELS)
     assert all(line.count(" %") == 3 for line in lines)
-    assert summary == f"  {fracture_lib.compare(image_path).summary}"
+    assert f"{fracture} {summary.strip()}" == f"  {result.summary}"
     assert err.splitlines() == [
         "pytorch-cnn, tensorflow-cnn, resnet50, ensemble: bundled weights",
-        'Not a medical device. There is no "no fracture" class: a healthy bone gets a fracture type too.',
+        "Not a medical device. The types assume a fracture; a separate detector estimates whether one is "
+        "visible, and it misses some.",
         "1 image: 1 answered.",
     ]
 
@@ -79,7 +82,29 @@ def test_predict_text_is_stable(image_path, capsys):
     assert main(["predict", str(image_path), *ONE_MODEL, "--top-k", "1"]) == 0
     prediction = fracture_lib.load_model("pytorch-cnn").predict(image_path)
     expected = f"  pytorch-cnn     {prediction.label} {100 * prediction.probability:.1f} %"
-    assert capsys.readouterr().out.splitlines()[1] == expected
+    assert capsys.readouterr().out.splitlines()[2] == expected
+
+
+def test_predict_fast_answers_from_one_view(image_path, capsys):
+    arguments = ["predict", str(image_path), *ONE_MODEL, "--json"]
+    assert main([*arguments, "--fast"]) == 0
+    fast = json.loads(capsys.readouterr().out)
+    expected = fracture_lib.load_model("pytorch-cnn", fast=True).predict(image_path)
+    assert fast["predictions"][0]["scores"][0]["probability"] == pytest.approx(expected.probability)
+    assert main(arguments) == 0
+    slow = json.loads(capsys.readouterr().out)
+    assert slow["fracture"] == fast["fracture"] and slow["predictions"] != fast["predictions"]
+
+
+def test_predict_without_detector_warns_and_prints_the_types(image_path, capsys, monkeypatch):
+    def broken():
+        raise ModelUnavailable("It is gone.")
+
+    monkeypatch.setattr(pipeline_module, "_load_detector", broken)
+    assert main(["predict", str(image_path), *ONE_MODEL]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1].startswith("  pytorch-cnn") and "detector" not in out
+    assert f"warning: {image_path}: Could not check whether a fracture is visible: It is gone.\n" in err
 
 
 @pytest.mark.parametrize("reference", [f"local-dir:{BUNDLE / 'resnet50'}", "ensemble", "resnet50"])
@@ -87,7 +112,7 @@ def test_predict_with_one_model_prints_that_model_alone(image_path, capsys, refe
     assert main(["predict", str(image_path), "--model", reference]) == 0
     out, err = capsys.readouterr()
     name = "ensemble" if reference == "ensemble" else "resnet50"
-    assert [line.split()[0] for line in out.splitlines()[1:-1]] == [name]
+    assert [line.split()[0] for line in out.splitlines()[2:-1]] == [name]
     source = "local folder resnet50" if "local" in reference else "bundled weights"
     assert err.startswith(f"{name}: {source}\n")
 
@@ -126,6 +151,7 @@ def test_csv_to_stdout_has_one_line_per_image_and_model(image_path, tmp_path, ca
     assert [row["model"] for row in rows] == [*ALL_MODELS, ""]
     expected = fracture_lib.compare(image_path).predictions
     for row in rows[:-1]:
+        assert row["fracture"] in ("visible", "uncertain", "none")
         assert row["image"] == str(image_path) and row["rank_1"] == expected[row["model"]].label
         assert sum(float(row[label]) for label in LABEL2ID) == pytest.approx(1, abs=0.001)
     assert rows[-1]["image"].endswith("none.png") and "No such file" in rows[-1]["error"]
@@ -135,7 +161,7 @@ def test_csv_to_a_file_creates_its_folder_and_leaves_stdout_empty(image_path, tm
     path = tmp_path / "new folder" / "results.csv"
     assert main(["predict", str(image_path), str(image_path.parent), *ONE_MODEL, "--csv", str(path)]) == 0
     assert capsys.readouterr().out == ""
-    assert path.read_bytes().startswith(codecs.BOM_UTF8 + b"image,status,model,rank_1")
+    assert path.read_bytes().startswith(codecs.BOM_UTF8 + b"image,status,fracture,fracture_probability,model")
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["image"] for row in rows] == [str(image_path)]  # named twice, classified once
@@ -166,7 +192,7 @@ def test_bad_files_are_reported_and_do_not_stop_the_others(image_path, tmp_path,
     bad = [str(tmp_path / name) for name in BAD_FILES]
     assert main(["predict", *bad, str(image_path), *ONE_MODEL]) == 1
     out, err = capsys.readouterr()
-    assert out.startswith(str(image_path)) and len(out.splitlines()) == 3
+    assert out.startswith(str(image_path)) and len(out.splitlines()) == 4
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert [line.partition(": ")[2].partition(": ")[0] for line in errors] == bad
     assert main(["predict", *bad, str(image_path), *ONE_MODEL, "--json"]) == 1
@@ -442,10 +468,10 @@ def test_predict_with_csv_never_overwrites_an_image(image_path, tmp_path, capsys
     assert "exists and is not a CSV file" in capsys.readouterr().err
 
 
-def test_predict_with_csv_overwrites_its_own_file(image_path, tmp_path):
+@pytest.mark.parametrize("start", ["", "image,status,model,rank_1", "image,model,label"])
+def test_predict_with_csv_overwrites_a_file_of_this_or_an_earlier_version(image_path, tmp_path, start):
+    path = tmp_path / "x.csv"
+    path.write_text(start)
     for _ in range(2):
-        assert (
-            main(["predict", str(image_path), "--model", "pytorch-cnn", "--csv", str(tmp_path / "x.csv")])
-            == 0
-        )
-    assert len((tmp_path / "x.csv").read_text().splitlines()) == 2
+        assert main(["predict", str(image_path), *ONE_MODEL, "--csv", str(path)]) == 0
+    assert len(path.read_text().splitlines()) == 2

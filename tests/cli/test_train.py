@@ -1,7 +1,8 @@
-"""`fracture train` and `fracture ensemble`: the arguments, the summary and the card."""
+"""`fracture pretrain`, `train` and `ensemble`: the arguments, the summary and the card."""
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -50,19 +51,20 @@ def test_train_writes_a_model_that_predicts_and_its_card(dataset_folder, tmp_pat
 def test_train_without_options_uses_the_defaults_and_the_recipe(training_calls, tmp_path):
     assert train("--data", "hf-hub:owner/name", "--out", tmp_path / "out", model="tensorflow-cnn") == 0
     defaults = {"split": "Train", "n_folds": 5, "n_measured_folds": None, "seed": 0, "pretrained": None}
-    defaults |= {"keep_checkpoints": False}
+    defaults |= {"pretrain_on": None, "keep_checkpoints": False}
     options = {**defaults, "recipe": RECIPES["tensorflow-cnn"]}
     assert training_calls == [("tensorflow-cnn", "hf-hub:owner/name", tmp_path / "out", options)]
 
 
 def test_train_with_options_passes_them_on(training_calls, tmp_path):
     options = ["--split", "all", "--n-folds", "4", "--n-measured-folds", "2", "--seed", "7", "--epochs", "9"]
-    pretrained = ["--pretrained", "weights.safetensors", "--keep-checkpoints"]
+    pretrained = ["--pretrained", "weights.safetensors", "--pretrain-on", "F", "--keep-checkpoints"]
     assert train("--data", "D", "--out", tmp_path / "out", *options, *pretrained, model="resnet50") == 0
     _, data, _, passed = training_calls[0]
     assert data == "D" and passed["recipe"].epochs == 9
     assert [passed[key] for key in ("split", "n_folds", "n_measured_folds", "seed")] == ["all", 4, 2, 7]
-    assert passed["pretrained"] == "weights.safetensors" and passed["keep_checkpoints"] is True
+    assert (passed["pretrained"], passed["pretrain_on"]) == ("weights.safetensors", "F")
+    assert passed["keep_checkpoints"] is True
 
 
 @pytest.mark.parametrize("option", ["--epochs", "--n-folds", "--n-measured-folds"])
@@ -86,11 +88,22 @@ def test_train_with_impossible_folds_exits_with_two(dataset_folder, tmp_path, ca
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
-def test_train_of_a_cnn_with_pretrained_weights_exits_with_two(dataset_folder, tmp_path, capsys):
-    assert train("--data", dataset_folder, "--out", tmp_path / "out", "--pretrained", "weights") == 2
-    assert capsys.readouterr().err == (
-        "error: pytorch-cnn starts from random weights. Leave out the pretrained weights.\n"
-    )
+def test_pretrain_passes_its_options_on_and_names_the_file(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr("fracture_lib.training.pretrain.pretrain", lambda *a: calls.append(a))
+    options = ["--model", "resnet50", "--data", "F", "--out", "new/resnet50.safetensors"]
+    assert main(["pretrain", *options]) == 0
+    assert main(["pretrain", *options, "--pretrained", "hf-hub:owner/name", "--seed", "3"]) == 0
+    out = Path("new/resnet50.safetensors")
+    assert calls == [("resnet50", "F", out, None, 0), ("resnet50", "F", out, "hf-hub:owner/name", 3)]
+    assert capsys.readouterr().out == f"Wrote the pretrained layers to {out}.\n" * 2
+
+
+def test_pretrain_without_manifest_is_one_error_line(tmp_path, capsys):
+    options = ["--data", str(tmp_path), "--out", str(tmp_path / "cnn.safetensors")]
+    assert main(["pretrain", "--model", "pytorch-cnn", *options]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: {tmp_path / 'manifest.csv'} cannot be read: ")
 
 
 def test_train_with_missing_weights_is_one_error_line(dataset_folder, tmp_path, capsys):

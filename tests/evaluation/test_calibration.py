@@ -74,7 +74,9 @@ def test_cross_fit_ensemble_of_a_part_ignores_its_own_labels(held_out):
     other = np.random.default_rng(3).normal(size=logits.shape)
     part = groups % 5 == 0
     changed = np.where(part, (labels + 1) % 10, labels)
-    before, after = (cross_fit_ensemble([logits, other], y, groups) for y in (labels, changed))
+    before, after = (
+        cross_fit_ensemble([logits, other], y, groups, fit_ensemble_weights) for y in (labels, changed)
+    )
     np.testing.assert_array_equal(before[part], after[part])
     assert (before[~part] != after[~part]).any()
     np.testing.assert_allclose(before.sum(axis=1), 1)
@@ -83,12 +85,27 @@ def test_cross_fit_ensemble_of_a_part_ignores_its_own_labels(held_out):
 def test_cross_fit_ensemble_without_fitted_weights_is_the_calibrated_mean(held_out):
     logits, labels, groups = held_out
     other = np.roll(logits, 1, axis=0)
-    probabilities = cross_fit_ensemble([logits, other], labels, groups, lambda *_: None)
+    probabilities = cross_fit_ensemble([logits, other], labels, groups)
     test = groups % 5 == 0
     members = [softmax(m, fit_temperature(m[~test], labels[~test])) for m in (logits, other)]
     pooled = linear_pool_logits(members)
     expected = softmax(pooled, fit_temperature(pooled[~test], labels[~test]))
     np.testing.assert_allclose(probabilities[test], expected[test])
+
+
+def test_cross_fit_of_other_logits_uses_the_temperatures_of_the_first(held_out):
+    logits, labels, groups = held_out
+    scored = np.roll(logits, 1, axis=1)
+    probabilities = cross_fit_temperature(logits, labels, groups, scored)
+    np.testing.assert_allclose(
+        probabilities, np.roll(cross_fit_temperature(logits, labels, groups), 1, axis=1)
+    )
+    pooled = cross_fit_ensemble([logits, scored], labels, groups, scored=[scored, scored])
+    assert (pooled.argmax(axis=1) == scored.argmax(axis=1)).mean() > 0.95
+    np.testing.assert_allclose(
+        cross_fit_ensemble([logits, scored], labels, groups, scored=[logits, scored]),
+        cross_fit_ensemble([logits, scored], labels, groups),
+    )
 
 
 @pytest.mark.parametrize("level", [0.8, 0.9])

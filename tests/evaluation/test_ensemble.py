@@ -78,7 +78,45 @@ def test_write_out_of_fold_keeps_the_measured_images(tmp_path):
     assert found.logits.dtype == np.float32 and (found.logits == logits).all()
     assert (found.labels.tolist(), found.groups.tolist()) == ([4, 1], [14, 11])
     assert (found.indices.tolist(), found.fingerprint) == ([4, 1], "abc")
-    assert found.training_hashes is None
+    assert found.training_hashes is None and found.view_logits is None
+    write_out_of_fold(tmp_path, logits, images, indices, view_logits=np.stack([logits, logits], axis=1))
+    assert read_out_of_fold(tmp_path).view_logits.shape == (2, 2, 10)
+
+
+def make_members(folders, logits, labels, n_views=None):
+    """Give the model folders these out-of-fold logits [M][N, 10], all views alike."""
+    images = SimpleNamespace(labels=labels, groups=np.arange(len(labels)), fingerprint="abc")
+    for folder, member in zip(folders, logits, strict=True):
+        views = np.repeat(member[:, None], n_views, axis=1) if n_views else None
+        write_out_of_fold(folder, member, images, np.arange(len(labels)), view_logits=views)
+
+
+def test_measure_ensemble_of_equal_members_gives_them_equal_weights(members, tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 300)
+    make_members(members, 2 * np.eye(10)[labels] + rng.normal(0, 1.5, (3, 300, 10)), labels, n_views=4)
+    report = measure_ensemble(members, tmp_path / "out")
+    assert set(report.weights.values()) == {0.3333}
+    assert report.protocol.endswith("fitted weights are not better than equal ones beyond chance")
+    assert report.minus_equal_weights["negative_log_likelihood"].high > 0
+    for difference in report.minus_members.values():
+        assert difference["accuracy"].value > 0 > difference["negative_log_likelihood"].value
+    assert report.by_views.keys() == {"1", "3", "4"}
+    for row in report.by_views.values():
+        assert row.value == report.accuracy.value
+
+
+def test_measure_ensemble_with_a_useless_member_serves_fitted_weights(members, tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 300)
+    logits = rng.normal(0, 1, (3, 300, 10))
+    logits[0] += 4 * np.eye(10)[labels]
+    make_members(members, logits, labels)
+    report = measure_ensemble(members, tmp_path / "out")
+    assert report.weights["pytorch-cnn"] > 0.9
+    assert report.protocol.endswith("weights and calibration of the members' mean are fitted on other groups")
+    assert report.minus_equal_weights["negative_log_likelihood"].high < 0
+    assert report.by_views is None
 
 
 def test_measure_ensemble_of_the_same_model_twice_names_it(members, tmp_path):

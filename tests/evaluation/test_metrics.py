@@ -6,6 +6,7 @@ from scipy.stats import binomtest
 from sklearn import metrics as sk
 
 from fracture_lib.evaluation.metrics import (
+    accuracy_by_views,
     bootstrap,
     brier,
     calibration_bins,
@@ -100,6 +101,7 @@ def test_classification_report_with_absent_classes_scores_the_present_ones():
     assert report.metrics["macro_f1"].value == 1
     absent = report.per_class[5]
     assert (absent.n, absent.precision, absent.recall, absent.f1, absent.auroc) == (0, None, None, None, None)
+    assert absent.recall_interval == Interval(None, None, None)
 
 
 def test_classification_report_with_one_class_has_no_auroc():
@@ -117,6 +119,30 @@ def test_classification_report_counts_an_auroc_of_zero():
     report = classification_report(probabilities, np.arange(3), np.arange(3), n_resamples=2)
     assert report.per_class[0].auroc == 0
     assert report.metrics["macro_auroc"].value == pytest.approx(2 / 3, abs=1e-4)
+
+
+def test_classification_report_recall_intervals_contain_the_value_and_widen_with_groups(
+    probabilities, labels, groups
+):
+    def intervals(groups):
+        report = classification_report(probabilities, labels, groups, n_resamples=200)
+        return [row.recall_interval for row in report.per_class], [row.recall for row in report.per_class]
+
+    single, recalls = intervals(np.arange(N))
+    by_class, _ = intervals(np.argsort(np.argsort(labels, kind="stable")) // 10)  # groups of one class
+    for interval, recall in zip(single, recalls, strict=True):
+        assert interval.value == recall and interval.low <= recall <= interval.high
+    assert sum(map(width, single)) > 0.5
+    assert by_class != single
+
+
+def test_classification_report_recall_of_zero_or_one_has_an_interval_of_its_groups():
+    labels, groups = np.repeat([0, 1], 20), np.arange(40) // 2
+    report = classification_report(np.eye(10)[np.zeros(40, int)], labels, groups, n_resamples=10)
+    found, missed = (row.recall_interval for row in report.per_class[:2])
+    low, high = wilson(0.0, 10)
+    assert (missed.value, missed.low, missed.high) == pytest.approx((0, low, high), abs=1e-4)
+    assert (found.value, found.low, found.high) == pytest.approx((1, 1 - high, 1 - low), abs=1e-4)
 
 
 # Single metrics
@@ -219,3 +245,17 @@ def test_paired_difference_is_narrower_than_the_metrics_intervals(logits, probab
         expected = metrics[name].value - other_metrics[name].value
         assert difference.value == pytest.approx(expected, abs=2e-4)
         assert width(difference) < 0.7 * width(metrics[name])
+
+
+# Fewer views
+
+
+@pytest.mark.parametrize(("n_views", "expected"), [(1, ["1"]), (3, ["1", "3"]), (6, ["1", "3", "6"])])
+def test_accuracy_by_views_scores_one_three_and_all(probabilities, labels, groups, n_views, expected):
+    by_views = accuracy_by_views(lambda n: np.roll(probabilities, n - n_views, 0), n_views, labels, groups)
+    assert list(by_views) == expected
+    last = by_views[str(n_views)]
+    assert last.value == pytest.approx(np.mean(probabilities.argmax(axis=1) == labels), abs=1e-4)
+    assert last.low < last.value < last.high
+    error = expected_calibration_error(probabilities, labels)
+    assert last.expected_calibration_error == pytest.approx(error, abs=1e-4)

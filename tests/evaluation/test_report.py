@@ -14,7 +14,13 @@ from fracture_lib.data.dataset import load_dataset_folder, load_pixels
 from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.errors import InvalidArgument, InvalidData, UnknownModel
 from fracture_lib.evaluation.perturbations import PERTURBATIONS
-from fracture_lib.evaluation.report import evaluate, evaluation_report, out_of_fold_report, summarize_data
+from fracture_lib.evaluation.report import (
+    evaluate,
+    evaluation_report,
+    out_of_fold_report,
+    split_result,
+    summarize_data,
+)
 from fracture_lib.hub import BUNDLE
 from fracture_lib.labels import CLASSES
 from fracture_lib.models.model import read_model
@@ -81,7 +87,12 @@ def test_out_of_fold_report_of_bundled_logits_equals_the_bundled_report(name):
     arrays = load_file(BUNDLE / name / "out_of_fold.safetensors")
     bundled = EvaluationReport.read(BUNDLE / name)
     report = out_of_fold_report(
-        arrays["logits"], arrays["labels"], arrays["groups"], model=name, protocol=bundled.protocol
+        arrays["logits"],
+        arrays["labels"],
+        arrays["groups"],
+        model=name,
+        protocol=bundled.protocol,
+        view_logits=arrays.get("view_logits"),
     )
     assert (
         replace(
@@ -101,7 +112,7 @@ def test_out_of_fold_report_of_bundled_logits_equals_the_bundled_report(name):
 def test_evaluate_scores_the_models_predictions(dataset_folder):
     report = evaluate("pytorch-cnn", dataset_folder, split="Train")
     images = load_dataset_folder(dataset_folder, "Train")
-    y_pred = read_model("pytorch-cnn").predict_proba(load_pixels(images)).argmax(axis=1)
+    y_pred = read_model("pytorch-cnn").predict_proba(load_pixels(images.paths)).argmax(axis=1)
     assert report.accuracy.value == pytest.approx(np.mean(y_pred == images.labels), abs=1e-4)
     assert report.n == report.n_groups == 40
     assert (report.model, report.runtime, report.source) == ("pytorch-cnn", "onnx", "bundled weights")
@@ -123,6 +134,9 @@ def test_evaluate_excluding_duplicates_also_scores_the_other_images(split_folder
     assert report.protocol == "the given model on the images of Test"
     assert report.deduplicated.protocol == "those images without a near-duplicate in Train"
     assert report.deduplicated.model == "pytorch-cnn"
+    result = split_result(report)
+    assert (result.n, result.deduplicated.n, result.deduplicated.deduplicated) == (6, 3, None)
+    assert (result.metrics, result.protocol, result.checksum) == (report.metrics, report.protocol, None)
 
 
 def test_evaluate_excluding_its_own_images_has_no_deduplicated_report(dataset_folder, caplog):

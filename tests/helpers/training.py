@@ -1,7 +1,7 @@
 """Small recipes, a learner in NumPy and random pretrained weights, to train in seconds."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from fracture_lib.hub import BUNDLE
 from fracture_lib.training.recipes import RECIPES, Recipe
 
 
-def tiny_recipe(name: str, epochs: int = 7) -> Recipe:
+def tiny_recipe(name: str, epochs: int = 7, recipes: Mapping[str, Recipe] = RECIPES) -> Recipe:
     """Return the recipe of a CNN with few channels and batches of 8."""
-    architecture = {**RECIPES[name].architecture, "channels": [4, 4, 8], "hidden": 8}
-    return replace(RECIPES[name], architecture=architecture, epochs=epochs, batch_size=8)
+    architecture = {**recipes[name].architecture, "channels": [4, 4, 8], "hidden": 8}
+    return replace(recipes[name], architecture=architecture, epochs=epochs, batch_size=8)
 
 
 class LinearLearner:

@@ -259,7 +259,7 @@ def read_csv(rows):
 def test_to_csv_holds_ranks_and_all_probabilities_and_no_formula(tmp_path, pipeline):
     path = write_zip(tmp_path / "images.zip", {"=cmd()|'A1'.png": PNG, "bad.png": b"x"})
     lines = read_csv(predict_batch(pipeline, list_inputs([path])))
-    assert list(lines[0]) == list(COLUMNS)
+    assert list(lines[0]) == list(COLUMNS) and COLUMNS[1:4] == ("status", "fracture", "fracture_probability")
     assert [line["model"] for line in lines] == [*ALL_MODELS, ""]
     assert [line["status"] for line in lines] == [*len(ALL_MODELS) * ["answered"], "unreadable"]
     assert lines[0]["image"] == "./=cmd()|'A1'.png" and "nsupported file" in lines[-1]["error"]
@@ -268,6 +268,8 @@ def test_to_csv_holds_ranks_and_all_probabilities_and_no_formula(tmp_path, pipel
         ranks = [line[f"rank_{rank}"] for rank in (1, 2, 3)]
         assert ranks[0] == max((c.label for c in CLASSES), key=lambda label: float(line[label]))
         assert len({*ranks}) == 3
+        assert line["fracture"] in ("visible", "uncertain", "none")
+        assert 0 <= float(line["fracture_probability"]) <= 1
         assert line["summary"] and not line["error"]
 
 
@@ -296,6 +298,7 @@ def test_to_csv_of_rejected_image_is_one_line_with_the_reason(pipeline):
     result = pipeline.predict(colours)
     [line] = read_csv([BatchRow("colours.png", result)])
     assert line["status"] == "rejected" and "colour" in line["error"] and not line["warnings"]
+    assert line["fracture"] == line["fracture_probability"] == ""
 
 
 def test_to_csv_holds_the_whole_of_a_long_name_and_its_warnings(pipeline, image_path):

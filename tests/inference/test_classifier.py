@@ -13,6 +13,7 @@ from fracture_lib import (
     InvalidArgument,
     InvalidImage,
     UnknownModel,
+    detect_fracture,
     list_models,
     load,
     load_model,
@@ -80,9 +81,10 @@ def test_predict_on_photograph_warns_and_still_answers(classifier):
     assert len(prediction.scores) == 3 and "does not look like a bone X-ray" in repr(prediction)
 
 
-def test_predict_on_radiograph_has_no_warning(classifier, image_path):
+def test_predict_on_radiograph_has_no_warning_and_the_detectors_result(classifier, image_path):
     prediction = classifier.predict(image_path)
     assert prediction.warnings == () and not prediction.ood.is_ood
+    assert prediction.fracture == detect_fracture(image_path)
 
 
 def test_predict_on_unreadable_file_raises_value_error(classifier, tmp_path):
@@ -97,6 +99,13 @@ def test_predict_on_unreadable_file_raises_value_error(classifier, tmp_path):
 def test_repr_names_model_source_and_accuracy(classifier):
     assert classifier.name in repr(classifier) and "bundled weights" in repr(classifier)
     assert classifier.info.accuracy.percent() in repr(classifier)
+
+
+def test_load_model_fast_uses_one_view(image_path):
+    fast, slow = (load_model("pytorch-cnn", fast=fast).predict_proba(image_path) for fast in (True, False))
+    one_view = load_model("pytorch-cnn", fast=True).predict(image_path, top_k=10)
+    assert np.abs(fast - slow).max() > 1e-4
+    assert one_view.probability == pytest.approx(fast.max(), abs=1e-5)
 
 
 def test_load_model_accepts_every_listed_name_and_load_is_its_alias():

@@ -27,6 +27,8 @@ from fracture_lib.errors import FractureError
 from fracture_lib.hub import BUNDLE, ModelSource
 from fracture_lib.inference import pipeline as pipeline_module
 from fracture_lib.inference.pipeline import RETRY_INTERVAL
+from fracture_lib.io.image import load_image, trim
+from fracture_lib.io.views import FAST_VIEWS, VIEWS, make_views, project_maps
 from fracture_lib.models import model as model_module
 from fracture_lib.models.model import EnsembleModel, Model, read_model
 from fracture_lib.registry import ENSEMBLE_MEMBERS
@@ -74,15 +76,30 @@ def test_comparison_results_compare_by_identity_and_have_a_short_repr(image_path
     assert len(repr(result)) < 3000 and "array" not in repr(result)
 
 
-def test_predict_shows_the_model_input_and_its_content_box(pipeline, image_path):
+def test_predict_shows_the_model_input_and_the_image(pipeline, image_path):
     result = pipeline.predict(image_path)
     assert result.name == image_path.name
     np.testing.assert_array_equal(result.pixels, preprocess(image_path))
-    rows, columns = result.content_box
-    padding = result.pixels.copy()
-    padding[rows, columns] = 0
-    assert (padding == 0).all() and result.pixels[rows, columns].max() == result.pixels.max()
     assert result.preview.mode == "L" and max(result.preview.size) <= 640
+    assert {p.cam.shape for p in result.predictions.values()} == {(len(CLASSES), 32, 32)}
+
+
+def test_fast_pipeline_answers_from_one_view(image_path):
+    fast = InferencePipeline(fast=True)
+    result = fast.predict(image_path, ["pytorch-cnn"])
+    np.testing.assert_array_equal(result.pixels, preprocess(image_path, FAST_VIEWS))
+    [prediction] = result.predictions.values()
+    expected = read_model("pytorch-cnn").predict_proba(preprocess(image_path, FAST_VIEWS)[None])
+    assert prediction.probability == pytest.approx(expected.max(), abs=1e-5)
+    assert prediction.cam.shape == (len(CLASSES), 32, 32)
+
+
+def test_predict_projects_the_maps_of_all_views_onto_the_image(pipeline, image_path):
+    """Their sum is that of the views' maps, without what lies on padding."""
+    [prediction] = pipeline.predict(image_path, ["pytorch-cnn"]).predictions.values()
+    image = trim(load_image(image_path)).pixels
+    cam = read_model("pytorch-cnn").forward(make_views(image)[None]).cam[0]
+    np.testing.assert_allclose(prediction.cam, project_maps(cam, image.shape, VIEWS), atol=1e-5)
 
 
 def count_forward_passes(monkeypatch):
@@ -237,7 +254,7 @@ def bordered_dicom(pixels, **elements):
 
 
 @pytest.mark.parametrize("name", ["border", "not square", "both"])
-def test_preview_model_input_and_content_box_stay_in_register(pipeline, name):
+def test_preview_and_views_stay_in_register(pipeline, name):
     tones = np.random.default_rng(0).integers(20, 230, (12, 8), np.uint8)  # none of its sides is flat
     pixels = np.asarray(Image.fromarray(tones).resize((160, 240), Image.Resampling.BICUBIC))
     files = {
@@ -246,13 +263,10 @@ def test_preview_model_input_and_content_box_stay_in_register(pipeline, name):
         "both": bordered_dicom(pixels, PixelAspectRatio=[2, 1]),
     }
     result = pipeline.predict(io.BytesIO(files[name]), ["pytorch-cnn"], skip_ood_check=True)
-    rows, columns = result.content_box
-    height, width = rows.stop - rows.start, columns.stop - columns.start
     aspect = 240 / 160 * (1 if name == "border" else 2)
-    assert height / width == pytest.approx(aspect, rel=0.05)
     assert result.preview.height / result.preview.width == pytest.approx(aspect, rel=0.03)
-    shown = np.asarray(result.preview.resize((width, height), Image.Resampling.BOX), np.float32) / 255
-    assert np.abs(shown - result.pixels[rows, columns]).mean() < 0.02
+    shown = make_views(np.asarray(result.preview, np.float32) / 255)
+    assert np.abs(shown - result.pixels).mean() < 0.02
 
 
 def test_predict_without_ood_backbone_warns_and_classifies(image_path, monkeypatch):

@@ -9,14 +9,18 @@ import pytest
 
 from fracture_lib import ALL_MODELS, ENSEMBLE, MODELS, FractureError, Score, compare
 from fracture_lib.evaluation import metrics
-from fracture_lib.inference.prediction import N_BINS, check_top_k, summarize
+from fracture_lib.inference.fracture import FractureResult
+from fracture_lib.inference.prediction import N_BINS, check_top_k, summarize, summarize_types
 from fracture_lib.models.report import CalibrationBin, Interval
 from fracture_lib.registry import model_title
+
+OTHER_KEYS = ("warnings", "predictions", "failures", "summary")
 
 
 @pytest.fixture(scope="module")
 def result(image_path):
-    return compare(image_path)
+    """A result without the fracture detector's sentence."""
+    return replace(compare(image_path), fracture=None)
 
 
 def with_answers(result, labels, probability=0.4, ensemble=""):
@@ -152,6 +156,15 @@ def test_summarize_of_unchecked_image_states_no_hit_rate(result):
     assert replace(with_answers(result, [], 0.7, "Spiral"), ood=None).summary == "Most likely Spiral (70 %)."
 
 
+@pytest.mark.parametrize("outcome", ["visible", "uncertain", "none"])
+def test_summarize_begins_with_the_detectors_sentence_and_keeps_the_types(result, outcome):
+    fracture = FractureResult(outcome, 0.3, np.zeros((32, 32), np.float32), 0.05)
+    answers = replace(with_answers(result, ("Spiral",) * 3, 0.4, "Spiral"), fracture=fracture)
+    types = "Uncertain: Spiral is most likely (40 %). All 3 models agree."
+    assert answers.summary == f"{fracture.message} {types}" and summarize_types(answers) == types
+    assert summarize(replace(answers, predictions={})) == ""
+
+
 def with_bins(result, *bins):
     prediction = result.predictions[ENSEMBLE]
     info = replace(prediction.info, calibration=bins)
@@ -217,7 +230,7 @@ def test_prediction_label_and_probability_are_those_of_the_top_score(result):
 
 def test_to_dict_holds_the_documented_keys(result):
     content = result.to_dict(top_k=2)
-    assert list(content) == [*("image", "status", "is_ood", "warnings", "predictions", "failures", "summary")]
+    assert list(content) == ["image", "status", "is_ood", "fracture", *OTHER_KEYS]
     assert [p["model"] for p in content["predictions"]] == list(ALL_MODELS)
     for prediction in content["predictions"]:
         assert list(prediction) == [

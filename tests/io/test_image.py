@@ -1,10 +1,11 @@
 import io
+import json
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.errors import InvalidImage
@@ -12,11 +13,13 @@ from fracture_lib.io.image import (
     IMAGE_SUFFIXES,
     INPUT_SIZE,
     MAX_BYTES,
+    PREPROCESSOR_CONFIG,
     READ_SIZE,
-    letterbox,
+    content,
     load_image,
     preprocess,
 )
+from fracture_lib.io.views import DETECTOR_SIZE, FAST_VIEWS, VIEWS, View, make_views
 from tests.helpers.bad_inputs import BAD_ARRAYS, BAD_FILES, error_message
 from tests.helpers.images import encode_image
 
@@ -32,30 +35,34 @@ def image():
 
 def test_preprocess_returns_float32_in_0_to_1(image):
     pixels = preprocess(image)
-    assert pixels.shape == (INPUT_SIZE, INPUT_SIZE) and pixels.dtype == np.float32
+    assert pixels.shape == (len(VIEWS), INPUT_SIZE, INPUT_SIZE) and pixels.dtype == np.float32
     assert pixels.min() == 0 and 0.9 < pixels.max() <= 1
+    np.testing.assert_array_equal(preprocess(image, FAST_VIEWS), pixels[:1])
 
 
 def test_preprocess_of_loaded_image_equals_preprocess_of_source(image):
     assert preprocess(load_image(image)).tobytes() == preprocess(image).tobytes()
 
 
-def test_letterbox_of_portrait_image_pads_left_and_right_with_black(image):
-    pixels, (rows, columns) = letterbox(load_image(image).pixels)  # 120x240 -> 64x128
-    assert (rows, columns) == (slice(0, 128), slice(32, 96))
-    assert (pixels[:, :32] == 0).all() and (pixels[:, 96:] == 0).all()
-    assert (pixels[:, 32:96].max(axis=0) > 0).all()
+def test_preprocess_cuts_a_flat_border_off():
+    tones = np.random.default_rng(0).integers(20, 230, (12, 8), np.uint8)  # none of its sides is flat
+    image = Image.fromarray(tones).resize((120, 180), Image.Resampling.BICUBIC)
+    bordered = preprocess(ImageOps.expand(image, 40, fill=255))
+    np.testing.assert_allclose(bordered, preprocess(image), atol=1e-6)
 
 
-def test_letterbox_of_landscape_image_pads_top_and_bottom(image):
-    _, content_box = letterbox(load_image(image.rotate(90, expand=True)).pixels)
-    assert content_box == (slice(32, 96), slice(0, 128))
+def test_content_of_large_image_is_shrunk_and_gives_the_same_views(image):
+    large = image.resize((1200, 2400))
+    shrunk = content(large)
+    assert max(shrunk.shape) == 197 and shrunk.dtype == np.float32
+    np.testing.assert_array_equal(make_views(shrunk), preprocess(large))
+    assert max(content(large, DETECTOR_SIZE).shape) == 394
 
 
-def test_letterbox_of_extreme_aspect_ratio_keeps_one_row():
-    pixels, content_box = letterbox(np.ones((16, 60_000), np.float32))
-    assert content_box == (slice(63, 64), slice(0, 128))
-    assert pixels[63].min() == 1 and pixels.sum() == 128
+def test_preprocessor_config_lists_the_views():
+    config = json.loads(json.dumps(PREPROCESSOR_CONFIG))
+    assert config == PREPROCESSOR_CONFIG, "survives its file"
+    assert [View(v["aspect"], v["zoom"], tuple(v["position"])) for v in config["views"]] == list(VIEWS)
 
 
 # Sources

@@ -133,15 +133,15 @@ def test_load_model_with_damaged_folder_raises_and_others_load(bundle, name):
     ("damaged", "answering"),
     [
         ("resnet50/model.onnx", ["pytorch-cnn", "tensorflow-cnn"]),
-        ("ood/reference_embeddings.safetensors", ALL_MODELS),
+        ("ood/discriminant.safetensors", ALL_MODELS),
     ],
-    ids=["backbone", "reference-embeddings"],
+    ids=["backbone", "discriminant"],
 )
 def test_predict_with_damaged_ood_files_warns_and_models_answer(
     bundle, image_path, monkeypatch, damaged, answering: Sequence[str]
 ):
     monkeypatch.setattr(ood, "OOD_FOLDER", bundle / "ood")
-    ood._read_reference.cache_clear()
+    ood._read_detector.cache_clear()
     replace_file(bundle / damaged, (BUNDLE / damaged).read_bytes()[:300_000])
     pipeline = InferencePipeline()
     result = pipeline.predict(image_path)

@@ -14,8 +14,8 @@ from fracture_lib.errors import InvalidArgument, InvalidModel
 from fracture_lib.models import keras as keras_models
 from fracture_lib.models import pytorch as pytorch_models
 from fracture_lib.training.learner import build_learner
-from fracture_lib.training.recipes import RECIPES
-from tests.helpers.training import write_random_resnet50
+from fracture_lib.training.recipes import PRETRAINING, RECIPES
+from tests.helpers.training import tiny_recipe, write_random_resnet50
 
 
 @pytest.fixture
@@ -37,15 +37,15 @@ def to_keras_layout(weights):
     return [w.transpose(2, 3, 1, 0) if w.ndim == 4 else w.T for w in weights if w.dtype.kind == "f"]
 
 
-def test_cnn_with_the_same_weights_gives_the_same_logits_in_both_frameworks(twins, pixels):
+def test_cnn_with_the_same_weights_gives_the_same_logits_in_both_frameworks(twins, single_views):
     torch_learner, keras_learner = twins
-    assert np.abs(torch_learner.logits(pixels) - keras_learner.logits(pixels)).max() < 1e-4
+    assert np.abs(torch_learner.logits(single_views) - keras_learner.logits(single_views)).max() < 1e-4
 
 
 @pytest.mark.slow
-def test_training_steps_are_the_same_in_both_frameworks(twins, pixels):
+def test_training_steps_are_the_same_in_both_frameworks(twins, single_views):
     targets = np.eye(10, dtype=np.float32)
-    losses = np.array([[learner.step(pixels, targets, 1e-4, 0) for learner in twins] for _ in range(4)])
+    losses = np.array([[learner.step(single_views, targets, 1e-4, 0) for learner in twins] for _ in range(4)])
     np.testing.assert_allclose(losses[:, 0], losses[:, 1], rtol=1e-3)
     assert losses[-1, 0] < losses[0, 0]
 
@@ -61,14 +61,17 @@ def pretrained(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_resnet50_equals_transformers_resnet50_on_gray_images(pretrained, pixels):
+@pytest.mark.parametrize("n_stages", [3, 4])
+def test_resnet50_equals_transformers_resnet50_on_gray_images(pretrained, single_views, n_stages):
     """Version 1.5, which torchvision's and the Hub's weights expect."""
     path, network = pretrained
-    model = build_learner("resnet50", RECIPES["resnet50"], 0, path).model
+    architecture = {**RECIPES["resnet50"].architecture, "n_stages": n_stages}
+    model = build_learner("resnet50", replace(RECIPES["resnet50"], architecture=architecture), 0, path).model
     features = keras_models.keras.Model(model.input, model.get_layer("feature_map").output)
     with torch.no_grad():
-        expected = network(torch.from_numpy(pixels).expand(-1, 3, -1, -1)).last_hidden_state.numpy()
-    found = features.predict_on_batch(pixels.reshape(-1, 128, 128, 1)).transpose(0, 3, 1, 2)
+        output = network(torch.from_numpy(single_views).expand(-1, 3, -1, -1), output_hidden_states=True)
+    expected = output.hidden_states[n_stages].numpy()
+    found = features.predict_on_batch(single_views.reshape(-1, 128, 128, 1)).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
@@ -91,14 +94,28 @@ def test_load_pretrained_of_imagenet_weights_folds_in_the_normalization(pretrain
 
 
 @pytest.mark.slow
-def test_resnet50_learner_trains_only_its_last_stage_and_head(pretrained, pixels):
-    learner = build_learner("resnet50", RECIPES["resnet50"], 0, pretrained[0])
+@pytest.mark.parametrize("recipes", [RECIPES, PRETRAINING], ids=["head", "last stage"])
+def test_resnet50_learner_trains_only_its_tuned_stages_and_head(pretrained, single_views, recipes):
+    learner = build_learner("resnet50", recipes["resnet50"], 0, pretrained[0])
     trunk, tail = learner.trunk.get_weights(), learner.get_weights()
-    learner.step(learner.features(pixels), np.eye(10, dtype=np.float32), 1e-3, 0)
+    learner.step(learner.features(single_views), np.eye(10, dtype=np.float32), 1e-3, 0)
     for before, after in zip(trunk, learner.trunk.get_weights(), strict=True):
         np.testing.assert_array_equal(before, after)
     changed = [(a != b).any() for a, b in zip(tail, learner.get_weights(), strict=True)]
-    assert sum(changed) == len(learner.tail.trainable_weights) > 10
+    # Two dense layers and the scale and center of the normalization before them; its mean and variance follow
+    # the images. The kernels of the last stage: three in each of six blocks, one more in the first.
+    n_trained = 6 + (19 if recipes is PRETRAINING else 0)
+    assert sum(changed) - 2 == len(learner.tail.trainable_weights) == n_trained
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pytorch-cnn", "tensorflow-cnn"])
+def test_learner_of_findings_trains_on_labels_of_which_several_apply(single_views, name):
+    learner = build_learner(name, tiny_recipe(name, recipes=PRETRAINING), 0, None, n_outputs=9)
+    targets = np.tile(np.float32([1, 0, 1, 0, 0, 0, 0, 1, 0]), (10, 1))
+    logits = learner.logits(single_views)
+    loss = learner.step(single_views, targets, 0.0, 0)
+    assert logits.shape == (10, 9) and 0.3 < loss < 2, "near log 2 at first, and no softmax over the labels"
 
 
 def test_resnet50_learner_with_weights_of_another_network_raises_invalid_model(tmp_path):

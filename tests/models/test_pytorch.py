@@ -63,26 +63,26 @@ def test_muon_steps_along_an_orthogonal_matrix():
     ],
 )
 def test_learner_on_a_cpu_computes_in_bfloat16_only_with_its_instructions(
-    pixels, monkeypatch, capabilities, dtype
+    single_views, monkeypatch, capabilities, dtype
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     learner = Learner(ARCHITECTURE, 0, muon_lr_scale=0.0, **OPTIONS)
     seen = []
     learner.model.head.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    learner.step(pixels, np.eye(10, dtype=np.float32), 1e-3, 0)
+    learner.step(single_views, np.eye(10, dtype=np.float32), 1e-3, 0)
     assert seen == [dtype]
 
 
 @pytest.mark.parametrize("muon_lr_scale", [0.0, 20.0])
-def test_learner_with_restored_state_continues_identically(pixels, muon_lr_scale):
+def test_learner_with_restored_state_continues_identically(single_views, muon_lr_scale):
     targets = np.eye(10, dtype=np.float32)
     first = Learner(ARCHITECTURE, 0, muon_lr_scale=muon_lr_scale, **OPTIONS)
-    first.step(pixels, targets, 1e-3, 0)
+    first.step(single_views, targets, 1e-3, 0)
     other = Learner(ARCHITECTURE, 1, muon_lr_scale=muon_lr_scale, **OPTIONS)
     other.set_weights(first.get_weights())
     other.set_optimizer_state(first.get_optimizer_state())
     for learner in (first, other):
-        learner.step(pixels, targets, 1e-3, 1)
+        learner.step(single_views, targets, 1e-3, 1)
     for one, same in zip(first.get_weights(), other.get_weights(), strict=True):
         np.testing.assert_array_equal(one, same)

@@ -1,5 +1,6 @@
 """evaluation.json as typed records."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -8,8 +9,20 @@ import pytest
 
 from fracture_lib.errors import InvalidModel
 from fracture_lib.hub import BUNDLE
-from fracture_lib.models.report import EvaluationReport, Interval, OODReport, read_accuracy
-from fracture_lib.registry import ALL_MODELS
+from fracture_lib.models.report import (
+    DetectorReport,
+    DetectorThresholds,
+    EvaluationReport,
+    Interval,
+    Localization,
+    OODReport,
+    OutcomeRates,
+    SplitResult,
+    ViewAccuracy,
+    read_headline,
+    store_test_result,
+)
+from fracture_lib.registry import ALL_MODELS, MODELS
 
 
 @pytest.fixture
@@ -28,8 +41,10 @@ def edit_report(folder, **entries):
 @pytest.mark.parametrize("name", ALL_MODELS)
 def test_evaluation_report_written_and_read_again_is_equal(name, tmp_path):
     bundled = EvaluationReport.read(BUNDLE / name)
-    test = replace(bundled, test=None, deduplicated=replace(bundled, n=1))
-    report = replace(bundled, test=test)
+    rows = [replace(row, recall_interval=Interval(0.3, 0.2, 0.4)) for row in bundled.per_class]
+    by_views = {"1": ViewAccuracy(0.3, 0.2, 0.4, 0.05)}
+    deduplicated = replace(bundled, n=1, deduplicated=None)
+    report = replace(bundled, per_class=rows, by_views=by_views, deduplicated=deduplicated)
     report.write(tmp_path)
     assert EvaluationReport.read(tmp_path) == report
     content = json.loads((tmp_path / "evaluation.json").read_text())
@@ -70,6 +85,100 @@ def test_evaluation_report_of_another_kind_of_file_raises_invalid_model(model_fo
             EvaluationReport.read(model_folder)
 
 
+def test_evaluation_report_of_an_older_version_is_read(model_folder):
+    content = json.loads((model_folder / "evaluation.json").read_text())
+    for row in content["per_class"]:
+        row.pop("recall_interval", None)
+    training = {k: v for k, v in content["training"].items() if k not in ("minutes", "train_accuracy")}
+    edit_report(model_folder, per_class=content["per_class"], training=training, by_views=None)
+    report = EvaluationReport.read(model_folder)
+    assert report.per_class[0].recall_interval is None and report.by_views is None
+    assert report.training.minutes is report.training.train_accuracy is None
+
+
+# Test results
+
+TEST = SplitResult(140, {"accuracy": Interval(0.5, 0.4, 0.6)}, deduplicated=SplitResult(112, {}))
+
+
+def test_store_test_result_keeps_it_with_the_checksum_of_the_weights(model_folder):
+    before = EvaluationReport.read(model_folder)
+    store_test_result(model_folder, TEST)
+    after = EvaluationReport.read(model_folder)
+    checksum = hashlib.sha256((model_folder / "model.onnx").read_bytes()).hexdigest()
+    assert after == replace(before, test=replace(TEST, checksum=checksum))
+    assert after.test.accuracy == Interval(0.5, 0.4, 0.6)
+
+
+def test_test_result_of_other_weights_is_not_read(model_folder):
+    store_test_result(model_folder, TEST)
+    graph = model_folder / "model.onnx"
+    data = graph.read_bytes()
+    graph.write_bytes(data + b"trained again")
+    assert EvaluationReport.read(model_folder).test is None
+    graph.write_bytes(data)
+    assert EvaluationReport.read(model_folder).test is not None
+    graph.unlink()
+    assert EvaluationReport.read(model_folder).test is None
+
+
+def test_test_result_without_checksum_is_not_read(model_folder):
+    replace(EvaluationReport.read(model_folder), test=TEST).write(model_folder)
+    assert EvaluationReport.read(model_folder).test is None
+
+
+def test_store_test_result_without_weights_raises_invalid_model(model_folder):
+    (model_folder / "model.onnx").unlink()
+    with pytest.raises(InvalidModel, match=r"model has no model\.onnx"):
+        store_test_result(model_folder, TEST)
+
+
+@pytest.fixture
+def ensemble_folder(tmp_path):
+    """A copy of the ensemble's report, beside stand-ins for its members' graphs."""
+    for name in MODELS:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.onnx").write_bytes(name.encode())
+    return shutil.copytree(BUNDLE / "ensemble", tmp_path / "ensemble")
+
+
+def test_test_result_of_an_ensemble_holds_for_its_weights_and_members(ensemble_folder):
+    store_test_result(ensemble_folder, TEST)
+    report = EvaluationReport.read(ensemble_folder)
+    assert report.test.n == 140
+    first = next(iter(report.weights))
+    replace(report, weights=report.weights | {first: 0.9}).write(ensemble_folder)
+    assert EvaluationReport.read(ensemble_folder).test is None
+    report.write(ensemble_folder)
+    assert EvaluationReport.read(ensemble_folder).test.n == 140
+    (ensemble_folder.parent / "resnet50" / "model.onnx").write_bytes(b"another")
+    assert EvaluationReport.read(ensemble_folder).test is None
+
+
+# The detectors
+
+
+def test_detector_report_written_and_read_again_is_equal(tmp_path):
+    interval = Interval(0.9, 0.8, 0.95)
+    report = DetectorReport(
+        protocol="by hand",
+        n=10,
+        n_groups=5,
+        n_fractured=3,
+        metrics={"auroc": interval},
+        slope=1.5,
+        intercept=-0.5,
+        thresholds=DetectorThresholds(visible=0.6, none=0.1),
+        outcomes={"fractured": OutcomeRates(3, 0.7, 0.2, 0.1)},
+        missed=interval,
+        external={"all": OutcomeRates(4, 0.5, 0.25, 0.25)},
+        localization={"fracture-detector": Localization(3, *[interval] * 6)},
+        training_minutes=12.5,
+    )
+    report.write(tmp_path)
+    assert DetectorReport.read(tmp_path) == report
+
+
 def test_ood_report_written_and_read_again_is_equal(tmp_path):
     report = OODReport.read(BUNDLE / "ood")
     report.write(tmp_path)
@@ -87,8 +196,10 @@ def test_interval_formats_percent_plain_and_undefined():
     assert Interval(0.5, None, None).percent() == "50.0 %"
 
 
-def test_read_accuracy_needs_only_the_accuracy():
+def test_read_headline_needs_only_the_accuracy_or_auroc():
     interval = {"value": 0.3, "low": 0.2, "high": 0.4}
-    assert read_accuracy(json.dumps({"metrics": {"accuracy": interval}}).encode()) == Interval(**interval)
-    for data in (b"", b"[]", b"{}", b'{"metrics": {"accuracy": 0.3}}', b"\xff"):
-        assert read_accuracy(data) is None
+    for name, title in (("accuracy", "accuracy"), ("auroc", "AUROC")):
+        data = json.dumps({"metrics": {"other": 1, name: interval}}).encode()
+        assert read_headline(data) == (title, Interval(**interval))
+    for data in (b"", b"[]", b"{}", b'{"metrics": {}}', b'{"metrics": {"accuracy": 0.3}}', b"\xff"):
+        assert read_headline(data) is None

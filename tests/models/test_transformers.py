@@ -12,9 +12,13 @@ from fracture_lib import load_image, load_model, register_auto_classes
 from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.errors import InvalidArgument
 from fracture_lib.hub import BUNDLE
-from fracture_lib.io.image import preprocess
+from fracture_lib.io.image import PREPROCESSOR_CONFIG, preprocess
+from fracture_lib.io.views import VIEWS
 from fracture_lib.labels import CLASSES
 from fracture_lib.models.model import read_model
+from fracture_lib.models.pytorch import apply_cnn
+from fracture_lib.models.transformers import FractureConfig, FractureForImageClassification
+from fracture_lib.training.recipes import RECIPES
 from tests.helpers.dicom_files import dicom
 
 FOLDER = str(BUNDLE / "pytorch-cnn")
@@ -55,13 +59,29 @@ def test_auto_image_processor_preprocesses_one_image_or_many(image_path):
     expected = preprocess(image_path)
     single = processor(str(image_path), return_tensors="pt")["pixel_values"]
     several = processor([str(image_path)] * 2, return_tensors="pt")["pixel_values"]
-    assert single.shape == (1, 1, 128, 128) and several.shape == (2, 1, 128, 128)
-    np.testing.assert_array_equal(single[0, 0].numpy(), expected)
+    assert single.shape == (1, *expected.shape) and several.shape == (2, *expected.shape)
+    np.testing.assert_array_equal(single[0].numpy(), expected)
+    np.testing.assert_array_equal(several[1].numpy(), expected)
+
+
+def test_auto_image_processor_lists_the_views_in_its_config():
+    config = AutoImageProcessor.from_pretrained(FOLDER).to_dict()
+    assert config["views"] == PREPROCESSOR_CONFIG["views"] and len(config["views"]) == len(VIEWS)
+
+
+def test_model_divides_the_mean_of_any_number_of_views_by_the_temperature(pixels):
+    config = FractureConfig(architecture=RECIPES["pytorch-cnn"].architecture, temperature=1.5, num_labels=10)
+    model = FractureForImageClassification(config).eval()
+    images = torch.from_numpy(pixels)
+    with torch.no_grad():
+        views = [apply_cnn(model.blocks, model.head, images[:, [v]])[0] for v in range(images.shape[1])]
+        logits = model(images).logits
+    np.testing.assert_allclose(logits.numpy(), torch.stack(views).mean(0).numpy() / 1.5, atol=1e-5)
 
 
 def test_image_classification_pipeline_gives_the_librarys_probabilities(image_path):
     classifier = pipeline("image-classification", model=FOLDER)
-    probabilities = read_model("pytorch-cnn").predict_proba(preprocess(image_path)[None, None])[0]
+    probabilities = read_model("pytorch-cnn").predict_proba(preprocess(image_path)[None])[0]
     with pytest.warns(UserWarning, match=r"converted to 8-bit RGB.*load_image\(file\)\.pixels"):
         assert_scores(classifier(str(image_path), top_k=10), probabilities)
 

@@ -16,25 +16,34 @@ from fracture_lib.data.dataset import load_dataset_folder
 from fracture_lib.errors import InvalidData, InvalidModel
 from fracture_lib.hub import BUNDLE
 from fracture_lib.labels import CLASSES
-from fracture_lib.models.report import EvaluationReport
+from fracture_lib.models.report import (
+    DetectorReport,
+    EvaluationReport,
+    Interval,
+    OutcomeRates,
+    SplitResult,
+    ViewAccuracy,
+    store_test_result,
+)
 from fracture_lib.publishing import cards
 from fracture_lib.publishing.cards import (
-    TABLE_END,
-    TABLE_START,
-    WITHHELD,
+    RESULTS_END,
+    RESULTS_START,
+    UNSCORED,
     render_card,
     render_dataset_card,
     render_space_readme,
-    results_table,
+    results,
     source_checkout,
     write_card,
-    write_results_table,
+    write_results,
 )
-from fracture_lib.registry import ALL_MODELS, MODELS
+from fracture_lib.registry import ALL_MODELS, DETECTOR, MODELS
 
 SECTIONS = (
     "Intended use",
     "Results",
+    "Views",
     "Confidence",
     "Classes",
     "Robustness",
@@ -67,7 +76,7 @@ def installed_package(tmp_path, monkeypatch):
 # Model cards
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, DETECTOR])
 def test_bundled_card_is_the_rendered_one(name):
     card = (BUNDLE / name / "README.md").read_text(encoding="utf-8")
     assert card == f"{render_card(BUNDLE / name)}\n", "run `fracture cards`"
@@ -80,7 +89,6 @@ def test_render_card_states_what_was_measured(name):
         "Bone Break Classification",
         "Not a medical device",
         "Out of scope",
-        WITHHELD,
         report.accuracy.percent(),
         report.metrics["expected_calibration_error"].plain(),
         report.robustness["JPEG, quality 40"].percent(),
@@ -132,15 +140,50 @@ def test_render_card_of_model_trained_on_other_data_claims_nothing_about_bone_br
     assert ModelCard(card).data.datasets == ["someone/data"]
 
 
-def test_render_card_with_test_results_shows_both_subsets(model_folder):
-    report = EvaluationReport.read(model_folder)
-    test = replace(report, n=140, deduplicated=replace(report, n=112))
-    replace(report, test=test).write(model_folder)
+def test_render_card_shows_test_results_of_its_weights_only(model_folder):
+    assert f"| {UNSCORED} |" in render_card(model_folder)
+    metrics = {name: Interval(0.5, 0.4, 0.6) for name in ("accuracy", "macro_f1", "top3_accuracy")}
+    store_test_result(model_folder, SplitResult(140, metrics, deduplicated=SplitResult(112, metrics)))
     card = render_card(model_folder)
-    accuracy = report.accuracy.percent()
-    assert f"| all of Test | 140 | {accuracy} |" in card
-    assert f"| without near-duplicates in Train | 112 | {accuracy} |" in card
-    assert WITHHELD not in card
+    assert "| all of Test | 140 | 50.0 % (40.0 to 60.0) |" in card
+    assert "| without near-duplicates in Train | 112 | 50.0 % (40.0 to 60.0) |" in card
+    assert UNSCORED not in card
+    with (model_folder / "model.onnx").open("ab") as file:
+        file.write(b"trained again")
+    card = render_card(model_folder)
+    assert "50.0 % (40.0 to 60.0)" not in card and f"| {UNSCORED} |" in card
+
+
+def test_render_card_shows_what_newer_reports_hold(model_folder):
+    report = EvaluationReport.read(model_folder)
+    weak = {"precision": None, "recall": 0.029, "recall_interval": Interval(0.029, 0.011, 0.08), "f1": 0.0}
+    rows = [replace(row, recall=0.5) for row in report.per_class]
+    rows = [replace(row, **weak) if row.label == "Longitudinal" else row for row in rows]
+    training = replace(
+        report.training, pretrained="FracAtlas, 3822 radiographs", minutes=75.2, train_accuracy=0.613
+    )
+    by_views = {"1": ViewAccuracy(0.359, 0.3, 0.4, 0.05), "6": ViewAccuracy(0.402, 0.35, 0.45, 0.04)}
+    replace(report, per_class=rows, training=training, by_views=by_views).write(model_folder)
+    card = render_card(model_folder)
+    for text in (
+        "| this model | 61.3 % |",
+        "| original project (different split) | not known | not known | 17.18 % |",
+        "| 1 (fast) | 35.9 % (30.0 to 40.0) | 0.050 |",
+        "| none | 35.9 % (30.0 to 40.0) |",
+        "| Longitudinal | 68 | never predicted | 2.9 % (1.1 to 8.0) | 0.0 % |",
+        "They took 75 minutes;",
+        "weights: FracAtlas, 3822 radiographs.",
+        " --pretrain-on FRACATLAS\n",
+        "title = {{FracAtlas}: A Dataset",
+        "Hardly ever recognized: Longitudinal (2.9 % of 68)",
+    ):
+        assert text in card, text
+
+
+def test_render_card_without_a_weak_class_says_so(model_folder):
+    report = EvaluationReport.read(model_folder)
+    replace(report, per_class=[replace(row, recall=0.1) for row in report.per_class]).write(model_folder)
+    assert "Every class is recognized in 10.0 % of its radiographs or more." in render_card(model_folder)
 
 
 def test_write_card_writes_readme(model_folder):
@@ -253,6 +296,74 @@ def test_card_reproduction_command_trains_with_the_reports_settings(monkeypatch)
     assert (options["seed"], options["n_folds"], options["n_measured_folds"]) == (0, 5, 5)
 
 
+# The detector's card
+
+
+@pytest.fixture
+def detector_folder(tmp_path):
+    """A copy of the bundled detector with a report of another source."""
+    folder = shutil.copytree(BUNDLE / DETECTOR, tmp_path / "detector")
+    external = {"all": OutcomeRates(989, 0.5, 0.25, 0.25), "Spiral": OutcomeRates(74, 0.9, 0.1, 0.0)}
+    outcomes = {
+        "fractured": OutcomeRates(683, 0.7, 0.25, 0.05),
+        "not fractured": OutcomeRates(3139, 0.05, 0.3, 0.65),
+    }
+    report = DetectorReport.read(folder)
+    replace(report, external=external, outcomes=outcomes, training_minutes=41.0).write(folder)
+    return folder
+
+
+def test_detector_card_states_what_was_measured(detector_folder):
+    card, report = render_card(detector_folder), DetectorReport.read(detector_folder)
+    flat = " ".join(card.split())
+    for text in (
+        "Not a medical device",
+        "It misses fractures",
+        report.missed.percent(),
+        "| FracAtlas, fractured | 683 | 70.0 % | 25.0 % | 5.0 % |",
+        "| Bone Break, all fractured, never trained on | 989 | 50.0 % | 25.0 % | 25.0 % |",
+        "| Spiral | 74 | 90.0 % | 10.0 % | 0.0 % |",
+        "sees a fracture in 50.0 % of them (FracAtlas, out of fold: 70.0 %) and none in 25.0 % (5.0 %), "
+        "so it misses more fractures there",
+        "It took 41 minutes.",
+        "title = {{FracAtlas}: A Dataset",
+        *(interval.plain() for interval in report.metrics.values()),
+        *(row.pointing.percent() for row in report.localization.values()),
+    ):
+        assert text in flat, text
+    assert "| None" not in card and "{{ " not in card
+
+
+def test_detector_card_without_another_source_says_so(detector_folder):
+    replace(DetectorReport.read(detector_folder), external={}).write(detector_folder)
+    card = render_card(detector_folder)
+    assert "No other source was measured." in card and "| Bone Break" not in card
+
+
+def test_detector_card_metadata_names_the_auroc(detector_folder):
+    data = ModelCard(render_card(detector_folder, "someone/detector")).data
+    report = DetectorReport.read(detector_folder)
+    assert data.eval_results[0].metric_value == report.metrics["auroc"].value
+    assert (data.license, data.library_name) == ("cc-by-4.0", "onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("from_hub", [True, False], ids=["hub", "bundle"])
+def test_detector_card_snippets_run_and_give_the_librarys_probability(from_hub, hub, xray, capsys):
+    repo = "someone/snippets-detector"
+    if from_hub:
+        hub.add(repo, BUNDLE / DETECTOR)
+    expected = fracture_lib.detect_fracture(xray).probability
+    library, onnx_alone = snippets_of(render_card(BUNDLE / DETECTOR, repo if from_hub else None))
+    exec(library, {})
+    assert capsys.readouterr().out.startswith(f"{expected:.0%} The detector ")
+    variables = {}
+    exec(onnx_alone, variables)
+    assert "fracture_lib" not in onnx_alone.replace("fracture_lib/bundle", "")
+    assert variables["probability"] == pytest.approx(expected, abs=1e-4)
+    assert variables["heatmap"].shape == (1, 16, 16)
+
+
 # Other cards
 
 
@@ -300,38 +411,72 @@ def test_render_space_readme_without_models_preloads_nothing():
     assert not {"models", "datasets", "preload_from_hub"} & header.keys()
 
 
-# The README's table
+# The README's results
 
 
-def test_readme_contains_the_results_table():
+def test_readme_contains_the_results():
     readme = (source_checkout() / "README.md").read_text(encoding="utf-8")
-    assert f"{TABLE_START}\n\n{results_table()}\n\n{TABLE_END}" in readme, "run `fracture cards`"
+    assert f"{RESULTS_START}\n\n{results()}\n\n{RESULTS_END}" in readme, "run `fracture cards`"
 
 
-def test_results_table_has_one_row_per_model():
-    header, _, *rows = results_table().splitlines()
-    assert header.count("|") == 9 and "original project (different split)" in header
+def test_results_have_one_row_per_model():
+    header, _, *rows = results().partition("\n\n")[0].splitlines()
+    assert "training images" in header and "original project, its own test" in header
     assert [row.split("`")[1] for row in rows] == list(ALL_MODELS)
     for row, name in zip(rows, ALL_MODELS, strict=True):
-        assert EvaluationReport.read(BUNDLE / name).accuracy.percent() in row and WITHHELD in row
+        assert EvaluationReport.read(BUNDLE / name).accuracy.percent() in row
+        assert row.count("|") == header.count("|")
+        if name in MODELS:
+            assert f"| {100 * MODELS[name].reference_accuracy:.2f} % |" in row
 
 
-def test_write_results_table_changes_only_the_text_between_the_marks(tmp_path):
+@pytest.fixture
+def bundle(tmp_path):
+    """A copy of what `results` reads."""
+    for name in (*ALL_MODELS, DETECTOR):
+        (tmp_path / name).mkdir()
+        shutil.copy(BUNDLE / name / "evaluation.json", tmp_path / name)
+    return tmp_path
+
+
+def test_results_name_the_ensembles_lead_and_its_weak_classes(bundle):
+    folder = bundle / "ensemble"
+    report = EvaluationReport.read(folder)
+    lead = {
+        "resnet50": {"accuracy": Interval(0.033, 0.003, 0.063)},
+        "b": {"accuracy": Interval(-0.01, -0.1, 0.0)},
+    }
+    rows = [replace(row, recall=0.02 if row.label == "Oblique" else 0.5) for row in report.per_class]
+    by_views = {"1": ViewAccuracy(0.389, 0.3, 0.4, 0.05)}
+    replace(report, minus_members=lead, per_class=rows, by_views=by_views).write(folder)
+    text = results(bundle)
+    assert "+3.3 points (0.3 to 6.3) over `resnet50`, -1.0 points (-10.0 to 0.0) over `b`." in text
+    assert "Hardly ever recognized: Oblique (2.0 % of 69)." in text and "| 38.9 % |" in text
+
+
+def test_results_describe_the_detector(bundle):
+    report, text = DetectorReport.read(bundle / DETECTOR), results(bundle)
+    assert f"AUROC {report.metrics['auroc'].plain()}" in text and report.protocol.partition(";")[0] in text
+    for name, row in report.localization.items():
+        assert f"`{name}` {row.pointing.percent()}" in text
+
+
+def test_write_results_changes_only_the_text_between_the_marks(tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{TABLE_START}\nold\n{TABLE_END}\nafter\n", encoding="utf-8")
-    assert write_results_table(readme) == readme
+    readme.write_text(f"before\n{RESULTS_START}\nold\n{RESULTS_END}\nafter\n", encoding="utf-8")
+    assert write_results(readme) == readme
     text = readme.read_text(encoding="utf-8")
-    assert text == f"before\n{TABLE_START}\n\n{results_table()}\n\n{TABLE_END}\nafter\n"
-    write_results_table(readme)
+    assert text == f"before\n{RESULTS_START}\n\n{results()}\n\n{RESULTS_END}\nafter\n"
+    write_results(readme)
     assert readme.read_text(encoding="utf-8") == text
 
 
-@pytest.mark.parametrize("text", ["", TABLE_START, TABLE_END, f"{TABLE_END} {TABLE_START}"])
-def test_write_results_table_without_marks_raises_invalid_data(tmp_path, text):
+@pytest.mark.parametrize("text", ["", RESULTS_START, RESULTS_END, f"{RESULTS_END} {RESULTS_START}"])
+def test_write_results_without_marks_raises_invalid_data(tmp_path, text):
     readme = tmp_path / "README.md"
     readme.write_text(text, encoding="utf-8")
     with pytest.raises(InvalidData, match=r"README\.md lacks the marks"):
-        write_results_table(readme)
+        write_results(readme)
     assert readme.read_text(encoding="utf-8") == text
 
 
@@ -344,6 +489,6 @@ def test_render_card_in_installed_wheel_equals_the_checkouts(installed_package):
     )
 
 
-def test_write_results_table_in_installed_wheel_asks_for_a_checkout(installed_package):
+def test_write_results_in_installed_wheel_asks_for_a_checkout(installed_package):
     with pytest.raises(InvalidData, match="needs the project's source checkout"):
-        write_results_table()
+        write_results()

@@ -15,6 +15,7 @@ from fracture_lib.errors import InvalidArgument, InvalidData, InvalidModel, Push
 from fracture_lib.hub import BUNDLE, NOT_SERVED, resolve_model
 from fracture_lib.labels import CLASSES
 from fracture_lib.models.model import read_model
+from fracture_lib.models.report import DetectorReport, EvaluationReport
 from fracture_lib.publishing import cards
 from fracture_lib.publishing.push import (
     collect_dataset_files,
@@ -24,7 +25,7 @@ from fracture_lib.publishing.push import (
     set_space_variables,
     variables_for,
 )
-from fracture_lib.registry import ALL_MODELS, MODELS
+from fracture_lib.registry import ALL_MODELS, DETECTOR, MODELS
 from tests.helpers.app_runner import running_app
 
 SERVED_FILES = [
@@ -104,7 +105,8 @@ def test_push_returns_the_commits_url_and_messages(hub):
     assert sha in url and messages[0] == f"create the model {repo}" and messages[-1] == f"commit {sha}"
     _, messages = push_model(BUNDLE / "pytorch-cnn", repo)
     assert messages[0] == f"update the model {repo}"
-    assert "accuracy 34.2 % (30.4 to 37.9); the model in the repository has 34.2 % (30.4 to 37.9)" in messages
+    accuracy = EvaluationReport.read(BUNDLE / "pytorch-cnn").accuracy.percent()
+    assert f"accuracy {accuracy}; the model in the repository has {accuracy}" in messages
 
 
 def test_push_private_creates_a_private_repository(hub):
@@ -243,6 +245,25 @@ def test_collect_model_files_leaves_out_what_is_not_the_models(tmp_path):
     assert (
         collect_model_files(folder, "a/b").keys() == collect_model_files(BUNDLE / "pytorch-cnn", "a/b").keys()
     )
+
+
+def test_push_detector_sends_its_files_and_compares_the_auroc(hub):
+    repo, folder = "someone/detector", BUNDLE / DETECTOR
+    _, messages = push_model(folder, repo)
+    auroc = DetectorReport.read(folder).metrics["auroc"].percent()
+    assert f"AUROC {auroc}; the repository has no measured model yet" in messages
+    files = hub.files(repo)
+    assert files.keys() - {".gitattributes"} == {"config.json", "model.onnx", "evaluation.json", "README.md"}
+    assert f'hf_hub_download("{repo}", "model.onnx")' in ModelCard.load(repo).text
+    _, messages = push_model(folder, repo)
+    assert f"AUROC {auroc}; the model in the repository has {auroc}" in messages
+
+
+def test_collect_model_files_of_incomplete_detector_names_the_file(tmp_path):
+    folder = shutil.copytree(BUNDLE / DETECTOR, tmp_path / "detector")
+    (folder / "model.onnx").unlink()
+    with pytest.raises(InvalidModel, match=r"detector lacks model\.onnx; train the detector again"):
+        collect_model_files(folder, "someone/a")
 
 
 @pytest.mark.slow

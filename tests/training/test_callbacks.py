@@ -5,10 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fracture_lib.errors import InvalidData
 from fracture_lib.models.report import EpochMetrics
-from fracture_lib.training.callbacks import Callback, Checkpoint, LearningCurve, ProgressBar, WeightAverage
-from fracture_lib.training.recipes import RECIPES
-from fracture_lib.training.trainer import fit, one_cycle
+from fracture_lib.training.callbacks import (
+    Callback,
+    Checkpoint,
+    LearningCurve,
+    ProgressBar,
+    WeightAverage,
+    check_same_run,
+)
+from fracture_lib.training.loop import fit
+from fracture_lib.training.recipes import RECIPES, one_cycle
 from tests.helpers.training import LinearLearner
 
 RECIPE = replace(RECIPES["pytorch-cnn"], epochs=7, batch_size=4)
@@ -32,16 +40,17 @@ class Recorder(Callback):
 
 
 @pytest.fixture
-def run(pixels):
+def run(single_views):
     """Fit a LinearLearner on ten images with some callbacks; return it and the state."""
 
     def run(callbacks, recipe=RECIPE, learner=None):
         learner = learner or LinearLearner()
 
         def sample(indices, rng):
-            return pixels[indices] * np.float32(rng.uniform(0.9, 1.1))
+            return single_views[indices] * np.float32(rng.uniform(0.9, 1.1))
 
-        return learner, fit(learner, sample, np.arange(10), np.arange(10), recipe, 0, callbacks, "test")
+        targets = np.eye(10, dtype=np.float32)
+        return learner, fit(learner, sample, targets, np.arange(10), recipe, 0, callbacks, "test")
 
     return run
 
@@ -74,9 +83,9 @@ def test_weight_average_ends_with_the_moving_average(run):
     np.testing.assert_array_equal(learner.weights[0], state.averaged_weights[0])
 
 
-def test_learning_curve_scores_every_five_epochs_and_the_last(run, pixels):
+def test_learning_curve_scores_every_five_epochs_and_the_last(run, single_views):
     calls = []
-    curve = LearningCurve(pixels, np.arange(10), lambda title, history: calls.append((title, history)))
+    curve = LearningCurve(single_views, np.arange(10), lambda title, history: calls.append((title, history)))
     _, state = run([WeightAverage(0.9), curve])
     assert [point.epoch for point in state.history] == [5, 7]
     assert state.history[0].loss == pytest.approx(np.mean([1 / n for n in range(1, 11)]))
@@ -85,9 +94,9 @@ def test_learning_curve_scores_every_five_epochs_and_the_last(run, pixels):
     assert calls == [("test", state.history[:1]), ("test", state.history)]
 
 
-def test_learning_curve_leaves_the_weights_in_training(run, pixels):
+def test_learning_curve_leaves_the_weights_in_training(run, single_views):
     with_curve, without = Recorder(), Recorder()
-    run([WeightAverage(0.9), LearningCurve(pixels, np.arange(10)), with_curve])
+    run([WeightAverage(0.9), LearningCurve(single_views, np.arange(10)), with_curve])
     run([WeightAverage(0.9), without])
     np.testing.assert_array_equal(with_curve.weights, without.weights)
 
@@ -98,9 +107,9 @@ class Kill(Callback):
             raise KeyboardInterrupt
 
 
-def test_checkpoint_of_killed_fit_resumes_to_the_same_end(run, pixels, tmp_path):
+def test_checkpoint_of_killed_fit_resumes_to_the_same_end(run, single_views, tmp_path):
     def callbacks(path):
-        return [WeightAverage(0.9), LearningCurve(pixels, np.arange(10)), Checkpoint(path)]
+        return [WeightAverage(0.9), LearningCurve(single_views, np.arange(10)), Checkpoint(path)]
 
     whole, expected = run(callbacks(tmp_path / "whole.safetensors"))
     killed = tmp_path / "killed.safetensors"
@@ -144,12 +153,38 @@ def test_one_cycle_rises_to_the_peak_and_falls_to_nearly_zero():
     assert (np.diff(rates[:16]) > 0).all() and (np.diff(rates[15:]) < 0).all()
 
 
-def test_epoch_metrics_survive_a_checkpoint_unchanged(run, pixels, tmp_path):
+def test_epoch_metrics_survive_a_checkpoint_unchanged(run, single_views, tmp_path):
     callbacks = [
         WeightAverage(0.9),
-        LearningCurve(pixels, np.arange(10)),
+        LearningCurve(single_views, np.arange(10)),
         Checkpoint(tmp_path / "fit.safetensors"),
     ]
     history = run(callbacks)[1].history
     restored = run(callbacks)[1].history
     assert restored == history and all(isinstance(point, EpochMetrics) for point in restored)
+
+
+def test_check_same_run_says_whether_a_run_is_resumed_and_what_differs(tmp_path):
+    path = tmp_path / "run.json"
+    settings = {"seed": 1, "strides": (2, 1), "data": {"n": 3}}
+    assert check_same_run(path, settings) is False
+    assert check_same_run(path, settings) is True
+    with pytest.raises(InvalidData, match="holds checkpoints of a run with another seed, data"):
+        check_same_run(path, {**settings, "seed": 2, "data": {"n": 4}})
+    assert check_same_run(path, settings) is True, "the settings of the run are kept"
+
+
+def test_fit_smooths_targets_and_repeats_images(run, single_views):
+    seen = []
+
+    class Spy(LinearLearner):
+        def step(self, features, targets, learning_rate, dropout_seed):
+            seen.append(targets)
+            return super().step(features, targets, learning_rate, dropout_seed)
+
+    recipe = replace(RECIPE, epochs=1, batch_size=4, label_smoothing=0.1)
+    targets = np.eye(10, dtype=np.float32)
+    fit(Spy(), lambda i, rng: single_views[i], targets, np.array([2, 2, 2, 7]), recipe, 0, [], "test")
+    [batch] = seen
+    assert sorted(batch.argmax(axis=1)) == [2, 2, 2, 7] and batch.dtype == np.float32
+    np.testing.assert_allclose(np.sort(batch, axis=1), [[0.01] * 9 + [0.91]] * 4, atol=1e-6)

@@ -1,3 +1,4 @@
+import json
 from dataclasses import asdict, replace
 
 import pytest
@@ -6,22 +7,28 @@ from fracture_lib.errors import InvalidArgument
 from fracture_lib.hub import BUNDLE
 from fracture_lib.models.config import read_config
 from fracture_lib.registry import MODELS
-from fracture_lib.training.recipes import RECIPES
+from fracture_lib.training.recipes import PRETRAINING, RECIPES
 
 
 def test_recipes_cover_every_model():
-    assert RECIPES.keys() == MODELS.keys()
+    assert RECIPES.keys() == PRETRAINING.keys() == MODELS.keys()
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_equals_that_of_the_bundled_model(name):
     config = read_config(BUNDLE / name)
-    assert config.recipe == asdict(RECIPES[name])
+    assert config.recipe == json.loads(json.dumps(asdict(RECIPES[name])))
     assert config.architecture == RECIPES[name].architecture
 
 
-def test_recipe_of_both_cnns_is_the_same():
-    assert RECIPES["pytorch-cnn"] == RECIPES["tensorflow-cnn"]
+def test_recipe_of_both_cnns_differs_in_its_length_only():
+    assert replace(RECIPES["pytorch-cnn"], epochs=1) == replace(RECIPES["tensorflow-cnn"], epochs=1)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_pretraining_builds_the_same_layers_before_the_head(name):
+    trained, pretrained = RECIPES[name].architecture, PRETRAINING[name].architecture
+    assert {**pretrained, "tuned_stages": 0} == {**trained, "tuned_stages": 0}
 
 
 @pytest.mark.parametrize("field", ["epochs", "batch_size"])

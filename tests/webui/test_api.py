@@ -65,7 +65,11 @@ def test_schema_lists_exactly_the_public_endpoints(client):
 
 def test_predict_returns_the_librarys_prediction(client, image_path):
     result = client.predict(handle_file(image_path), model="resnet50", top_k=4, api_name="/predict")
-    assert set(result) == {"image", "status", "is_ood", "warnings", "predictions", "failures", "summary"}
+    assert set(result) == {
+        *("image", "status", "is_ood", "fracture", "warnings", "predictions", "failures", "summary")
+    }
+    assert result["fracture"]["outcome"] in ("visible", "uncertain", "none")
+    assert result["fracture"]["message"] == fracture_lib.detect_fracture(image_path).message
     assert result["image"] == image_path.name and result["is_ood"] is False
     assert result["status"] == "answered"
     [prediction] = result["predictions"]

@@ -5,11 +5,13 @@ import zipfile
 from dataclasses import replace
 
 import gradio as gr
+import numpy as np
 import pytest
 
 import fracture_lib
 from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.inference.batch import BatchRow
+from fracture_lib.inference.fracture import FractureResult
 from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.registry import ALL_MODELS, model_title
 from fracture_lib.webui import batch_tab
@@ -54,7 +56,9 @@ def test_run_ends_with_a_tally_and_what_was_left_out(tab, tmp_path, monkeypatch)
     expected = "2 images: 1 answered, 1 unreadable. 1 file in disc.zip is not an image and was left out."
     assert expected in message and expected in written["fracture-types.html"].decode()
     assert "骨/IM1.png" in table and "unreadable" in table
-    assert written["fracture-types.csv"].startswith("\ufeffimage,status,model,rank_1".encode())
+    assert written["fracture-types.csv"].startswith(
+        "\ufeffimage,status,fracture,fracture_probability,model".encode()
+    )
     assert "骨/IM1.png" in written["fracture-types.csv"].decode()
 
 
@@ -86,10 +90,11 @@ def test_render_rows_with_failed_models_keeps_each_answer_in_its_column(result):
         predictions={"resnet50": result.predictions["resnet50"]},
         failures=dict.fromkeys(failing, "The model is damaged."),
         warnings=("The first of 2 frames.",),
+        fracture=FractureResult("none", 0.03, np.zeros((32, 32), np.float32), 0.06),
     )
     [cells] = rows_of(render_rows([BatchRow("x.png", partly)]))
     answer = dict(zip(batch_tab.COLUMNS, cells, strict=True))
-    assert answer["Status"] == "answered"
+    assert answer["Status"] == "answered" and answer["Fracture"] == "none seen 3 %"
     assert [answer[model_title(name)] for name in failing] == 3 * ["failed"]
     assert answer["ResNet50 in TensorFlow"].startswith(result.predictions["resnet50"].label)
     assert "The first of 2 frames." in answer["Summary"]
@@ -97,11 +102,14 @@ def test_render_rows_with_failed_models_keeps_each_answer_in_its_column(result):
 
 
 def test_render_rows_shows_why_an_image_has_no_predictions(result):
-    failed = replace(result, predictions={}, failures=dict.fromkeys(ALL_MODELS, "No weights."))
+    failures = dict.fromkeys(ALL_MODELS, "No weights.")
+    failed = replace(result, predictions={}, failures=failures, fracture=None)
     rows = [BatchRow("bad.png", None, "The file is empty."), BatchRow("other.png", failed)]
     unreadable, all_failed = rows_of(render_rows(rows))
     assert unreadable[:2] == ["bad.png", "unreadable"] and unreadable[-1] == "The file is empty."
-    assert all_failed[1:-1] == (len(ALL_MODELS) + 1) * ["failed"] and "No weights." in all_failed[-1]
+    assert (
+        all_failed[1:-1] == ["failed", "", *len(ALL_MODELS) * ["failed"]] and "No weights." in all_failed[-1]
+    )
 
 
 def test_render_rows_shortens_a_long_name_in_its_middle(result):

@@ -15,6 +15,7 @@ from mcp import ClientSession
 from mcp.types import CallToolResult, TextContent
 
 import fracture_lib
+from fracture_lib.inference.fracture import DETECTOR_NOTE
 from fracture_lib.registry import ALL_MODELS
 from fracture_lib.webui.server import MAX_BODY
 from tests.helpers.app_client import API, App, mcp_session
@@ -91,7 +92,8 @@ def test_tools_have_names_and_schemas_that_stand_on_their_own(app):
             assert schema["type"] == "object" and not list(references(schema))
         assert all(parameter["description"] for parameter in tool.inputSchema["properties"].values())
         if tool.name != LIST:
-            assert "Not a medical device" in tool.description
+            assert "Not a medical device" in tool.description and DETECTOR_NOTE in tool.description
+            assert '"fracture": ' in json.dumps(tool.outputSchema)
             text = json.dumps(tool.inputSchema)
             assert "data:image/png;base64," in text and "/gradio_api/upload" in text and "http" not in text
 
@@ -99,6 +101,8 @@ def test_tools_have_names_and_schemas_that_stand_on_their_own(app):
 def test_classify_returns_the_librarys_prediction(app, image_path):
     image = data_uri(image_path.read_bytes())
     result = call_json(app, CLASSIFY, {"image": image, "model": "resnet50", "top_k": 4})
+    assert result["fracture"]["outcome"] in ("visible", "uncertain", "none")
+    assert 0 <= result["fracture"]["probability"] <= 1
     [prediction] = result["predictions"]
     expected = fracture_lib.load_model("resnet50").predict(image_path, top_k=4).scores
     assert [s["label"] for s in prediction["scores"]] == [s.label for s in expected]

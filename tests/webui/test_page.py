@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 import fracture_lib
 from fracture_lib.data.synthetic import synthetic_radiograph
+from fracture_lib.inference.prediction import summarize_types
 from fracture_lib.models.report import EvaluationReport
 from fracture_lib.registry import ALL_MODELS, model_title
 from tests.helpers import browser as chromium
@@ -131,9 +132,11 @@ def expect_predictions(
 
 
 def expect_summary(page: Page, image: Image.Image, names: Sequence[str] = ALL_MODELS) -> None:
-    """Wait until the headline is the library's for `image` and the models `names`."""
-    summary = fracture_lib.compare(image, names).summary.replace(" %", "\u00a0%")
-    expect(page.locator("#predictions .summary")).to_have_text(summary)
+    """Wait until the detector's sentence and the headline are the library's for `image` and `names`."""
+    result = fracture_lib.compare(image, names)
+    lines = {".fracture": result.fracture.message, ".summary": summarize_types(result)}
+    for selector, text in lines.items():
+        expect(page.locator(f"#predictions {selector}")).to_have_text(text.replace(" %", "\u00a0%"))
 
 
 def decode_image(image: Locator) -> np.ndarray:
@@ -147,7 +150,7 @@ def decode_image(image: Locator) -> np.ndarray:
 
 def test_first_visit_shows_the_disclaimer_and_classifies_an_example(visit):
     page = visit()
-    for text in ("Not a medical device", 'no "no fracture" class'):
+    for text in ("Not a medical device", "The types assume a fracture"):
         expect(page.get_by_text(text).first).to_be_visible()
     expect_predictions(page, synthetic_radiograph("Spiral"))
     assert page.foreign_requests == []
@@ -172,7 +175,8 @@ def test_png_16_bit_png_and_dicom_give_the_same_predictions_and_show_the_model_i
         expect(page.locator("#single-xray")).to_contain_text(path.name)
         expect_predictions(page, image)
         shown = decode_image(page.locator("#images .model-input"))
-        assert np.abs(shown - np.round(255 * fracture_lib.preprocess(image))).max() <= 1
+        views = np.hstack(list(fracture_lib.preprocess(image)))
+        assert np.abs(shown - np.round(255 * views)).max() <= 1
         assert page.locator("#images .preview").evaluate("e => e.naturalHeight / e.naturalWidth") == 1.5
     text = page.inner_text("#predictions")
     assert text.count("bundled weights") == 4 and text.count("Measured accuracy") == 4
@@ -232,15 +236,24 @@ def test_activation_maps_follow_the_class_and_the_opacity(page):
     expect(overlays.first).to_have_css("opacity", "0.2")
 
 
+def test_heatmap_of_the_detector_can_be_chosen_and_covers_the_image(page):
+    page.locator("#cam-label input").click()
+    page.get_by_role("option", name="Where the detector looks").click()
+    overlay = page.locator("#cams .overlay")
+    expect(overlay).to_have_count(1)
+    expect(page.locator("#cams figcaption")).to_contain_text("Where the detector looks")
+    assert overlay.bounding_box() == page.locator("#cams .layers img").first.bounding_box()
+
+
 def test_several_images_can_be_analyzed_in_turn(page, tmp_path):
-    images = {label: synthetic_radiograph(label, seed=1) for label in ("Hairline", "Comminuted")}
+    images = {label: synthetic_radiograph(label, seed=1) for label in ("Hairline", "Oblique")}
     for label, image in images.items():
         image.save(tmp_path / f"{label}.png")
     upload(page, *(tmp_path / f"{label}.png" for label in images))
     expect_predictions(page, images["Hairline"])
     page.locator("#image-select input").click()
-    page.get_by_role("option", name="2. Comminuted.png").click()
-    expect_predictions(page, images["Comminuted"])
+    page.get_by_role("option", name="2. Oblique.png").click()
+    expect_predictions(page, images["Oblique"])
 
 
 def test_pasted_image_is_classified(page):
@@ -390,7 +403,7 @@ def test_batch_with_bad_image_ends_with_a_csv_file_and_a_report(page, image_path
     report.goto(files["report"].as_uri())
     text = report.inner_text("body")
     assert text.count("Not a medical device") == 3 and image_path.name in text and "second.png" in text
-    assert report.locator("article .overlay").count() == 8
+    assert report.locator("article .overlay").count() == 10  # four models and the detector
     pages = re.findall(rb"/Type\s*/Page\b", report.pdf(prefer_css_page_size=True))
     assert len(pages) == 3, "an overview and one page per image"
     report.close()
@@ -406,7 +419,7 @@ def test_models_tab_shows_measurements_and_hides_what_the_ensemble_lacks(visit):
     expect(tab.locator(".js-plotly-plot")).to_have_count(5)
     expect(tab.locator("table.sortable").first).to_contain_text("17.18 %")
     report = EvaluationReport.read(fracture_lib.load_model("pytorch-cnn").source.folder)
-    expect(tab.locator("table.sortable").last).to_contain_text(f"{report.per_class[0].recall:.3f}")
+    expect(tab.locator("#class-metrics")).to_contain_text(f"{report.per_class[0].recall:.3f}")
     tab.get_by_label("Ensemble of all three", exact=True).check()
     expect(tab.locator(".js-plotly-plot")).to_have_count(4)  # the ensemble is not trained
     expect(tab.get_by_text("Training curves")).to_be_hidden()

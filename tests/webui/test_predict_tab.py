@@ -11,6 +11,8 @@ from gradio.processing_utils import save_file_to_cache
 from fracture_lib.errors import ModelUnavailable
 from fracture_lib.inference import pipeline as pipeline_module
 from fracture_lib.inference.pipeline import InferencePipeline
+from fracture_lib.inference.prediction import summarize_types
+from fracture_lib.registry import ALL_MODELS, DETECTOR
 from fracture_lib.webui.predict_tab import ALL, LOADING, PredictTab
 from fracture_lib.webui.server import INTERNAL_ERROR
 
@@ -32,11 +34,31 @@ def last(updates: Iterator[dict[Any, Any]]) -> dict[Any, Any]:
 def test_classify_shows_the_headline_of_the_chosen_model(tab, image_path):
     shown = last(tab.classify([str(image_path)], None, ALL, 3))
     result = shown[tab.result]
-    assert result.summary in shown[tab.predictions].replace("\u00a0", " ")
+    html = shown[tab.predictions].replace("\u00a0", " ")
+    assert result.fracture.message in html and summarize_types(result) in html
     for name, prediction in result.predictions.items():
         html = tab.update_view(result, name, 3, prediction.label)[tab.predictions]
         assert f"{prediction.label} is" in html and html.count("<section") == 1
         assert "agree" not in html
+
+
+def test_evidence_of_the_detector_replaces_the_maps_and_returns(tab, image_path):
+    result = last(tab.classify([str(image_path)], None, ALL, 3))[tab.result]
+    assert DETECTOR in [value for _, value in tab.label.choices]
+    heatmap = tab.update_view(result, ALL, 3, DETECTOR)[tab.cams]
+    assert "Where the detector looks" in heatmap and heatmap.count('class="overlay"') == 1
+    assert tab.update_view(result, ALL, 3, "Spiral")[tab.cams].count('class="overlay"') == len(ALL_MODELS)
+
+
+def test_evidence_of_a_detector_that_failed_is_a_message(tab, image_path, monkeypatch):
+    def broken(*_):
+        raise ModelUnavailable("It is gone.")
+
+    monkeypatch.setattr(pipeline_module, "_load_detector", broken)
+    shown = last(tab.classify([str(image_path)], None, ALL, 3))
+    assert "Could not check whether a fracture is visible: It is gone." in shown[tab.message]
+    assert 'class="fracture"' not in shown[tab.predictions] and shown[tab.predictions].count("<section") == 4
+    assert "gave no answer" in tab.update_view(shown[tab.result], ALL, 3, DETECTOR)[tab.cams]
 
 
 def test_classify_while_models_load_replaces_the_hint_by_the_result(image_path):
@@ -54,6 +76,7 @@ def test_classify_without_any_model_shows_why_and_no_hint(image_path, monkeypatc
     shown = last(tab.classify([str(image_path)], None, ALL, 3))
     assert shown[tab.result].status == "failed" and LOADING not in shown[tab.message]
     assert shown[tab.predictions].count("No prediction: ") == 4
+    assert shown[tab.label] == DETECTOR and "Where the detector looks" in shown[tab.cams]
 
 
 def test_classify_that_fails_unexpectedly_shows_an_error_in_place_of_the_hint(image_path, monkeypatch):

@@ -1,0 +1,166 @@
+"""Training the fracture detector: what is written, what it resumes from, and what serves."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from fracture_lib.data.fracatlas import FINDINGS, load_fracatlas
+from fracture_lib.errors import InvalidArgument, InvalidData, ModelUnavailable
+from fracture_lib.io.image import content
+from fracture_lib.io.views import DETECTOR_SIZE, LETTERBOX, make_views
+from fracture_lib.models.detector import read_detector
+from fracture_lib.models.efficientnet import DetectorLearner
+from fracture_lib.models.json_files import read_json
+from fracture_lib.models.report import DetectorReport
+from fracture_lib.registry import DETECTOR, MODELS
+from fracture_lib.training.detector import DetectorRun, train_detector
+from tests.helpers.detector import TINY_DETECTOR_RECIPE, write_random_efficientnet
+
+pytestmark = pytest.mark.slow  # PyTorch's export takes most of the time
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    return write_random_efficientnet(tmp_path_factory.mktemp("weights") / "efficientnet.safetensors")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, fracatlas_folder, pretrained, dataset_folder):
+    """The folder of a detector with its checkpoints, and the report that training returned."""
+    out = tmp_path_factory.mktemp("out") / "detector"
+    report = train_detector(
+        fracatlas_folder,
+        out,
+        pretrained,
+        recipe=TINY_DETECTOR_RECIPE,
+        external=dataset_folder,
+        n_overlays=1,
+        keep_checkpoints=True,
+    )
+    return out, report
+
+
+@pytest.fixture
+def views(fracatlas_folder):
+    """What the detector sees of each image: float32 [N, 1, 256, 256]."""
+    images = [content(path, DETECTOR_SIZE) for path in load_fracatlas(fracatlas_folder).paths]
+    return np.stack([make_views(image, (LETTERBOX,), DETECTOR_SIZE) for image in images])
+
+
+@pytest.fixture
+def learner(trained, pretrained):
+    """The detector in PyTorch with the weights that are kept."""
+    learner = DetectorLearner(pretrained, len(FINDINGS), seed=0, weight_decay=0.0, clip_norm=1.0)
+    learner.set_weights(load_file(trained[0] / "checkpoints" / "all.safetensors"))
+    return learner
+
+
+def test_report_has_the_counts_and_is_the_one_written(trained, fracatlas_folder):
+    out, report = trained
+    assert (report.n, report.n_groups, report.n_fractured) == (24, 12, 8)
+    assert report.outcomes["fractured"].n == 8 and report.outcomes["not fractured"].n == 16
+    assert report.external["all"].n == 40 and report.external["Spiral"].n == 4
+    assert report.data.fingerprint == load_fracatlas(fracatlas_folder).fingerprint
+    assert report.training_minutes is not None
+    assert {name: found.n for name, found in report.localization.items()} == {
+        DETECTOR: 8,
+        **dict.fromkeys(MODELS, 1),
+    }
+    assert DetectorReport.read(out) == report
+
+
+def test_config_names_the_detector_and_how_it_was_trained(trained):
+    config = read_json(trained[0] / "config.json")
+    assert config["model_name"] == DETECTOR and config["seed"] == 0
+    assert config["pretrained"] == "random EfficientNet-Lite0"
+    assert config["recipe"]["epochs"] == TINY_DETECTOR_RECIPE.epochs
+
+
+def test_graph_gives_the_predictions_of_pytorch(trained, learner, views):
+    with torch.inference_mode():
+        features = learner.trunk.eval()(torch.from_numpy(views)).permute(0, 2, 3, 1).numpy()
+    logits, maps, embeddings = learner.predict(features)
+    detector = read_detector(trained[0])
+    for i in (0, 1):
+        output = detector.forward(views[i : i + 1])
+        assert output.logit == pytest.approx(logits[i], abs=1e-3)
+        np.testing.assert_allclose(output.heatmap[0], maps[i], atol=1e-3)
+        np.testing.assert_allclose(output.embedding, embeddings[i], atol=1e-3)
+
+
+def test_graph_is_small_and_holds_no_paths(trained):
+    graph = onnx.load(trained[0] / "model.onnx").graph
+    assert not any(node.metadata_props or node.doc_string for node in graph.node)
+    assert (trained[0] / "model.onnx").stat().st_size < 20e6
+
+
+def test_cached_features_are_those_of_the_trunk_on_what_is_served(trained, learner, views):
+    cached = np.load(trained[0] / "checkpoints" / "plain.npy")
+    with torch.inference_mode():
+        expected = learner.trunk.eval()(torch.from_numpy(views[:2])).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(cached[:2], expected, atol=2e-3 * np.abs(expected).max())
+
+
+def test_cached_places_lie_in_the_boxes(trained, fracatlas_folder):
+    places = np.load(trained[0] / "checkpoints" / "places.npy")[0]
+    fractured = load_fracatlas(fracatlas_folder).fractured
+    assert (places[fractured].max((1, 2)) > 0.5).all() and not places[~fractured].any()
+    assert np.load(trained[0] / "checkpoints" / "fractured.npy")[0][fractured].all()
+
+
+def test_train_again_restores_every_fit_of_folds_that_keep_groups_whole(
+    trained, fracatlas_folder, pretrained, dataset_folder, tmp_path, monkeypatch
+):
+    out, report = trained
+    shutil.copytree(out / "checkpoints", tmp_path / "checkpoints")
+    masks, fit = [], DetectorRun.fit
+
+    def record(run, train, path, title):
+        masks.append(train)
+        return fit(run, train, path, title)
+
+    monkeypatch.setattr(DetectorRun, "fit", record)
+    monkeypatch.setattr(DetectorLearner, "step", None)  # nothing is trained again
+    monkeypatch.setattr(DetectorLearner, "save", lambda learner, path: shutil.copy(out / "model.onnx", path))
+    again = train_detector(
+        fracatlas_folder,
+        tmp_path,
+        pretrained,
+        recipe=TINY_DETECTOR_RECIPE,
+        external=dataset_folder,
+        n_overlays=1,
+    )
+    assert again == replace(report, training_minutes=None)
+    assert not (tmp_path / "checkpoints").exists()
+    groups = load_fracatlas(fracatlas_folder).groups
+    assert len(masks) == 6 and masks[5].all()
+    assert (np.sum(masks[:5], axis=0) == 4).all()  # each image is held out once
+    assert all(not set(groups[train]) & set(groups[~train]) for train in masks[:5])
+
+
+def test_train_over_checkpoints_of_another_run_names_the_difference(trained, fracatlas_folder, pretrained):
+    recipe = replace(TINY_DETECTOR_RECIPE, epochs=2)
+    with pytest.raises(InvalidData, match="with another seed, recipe"):
+        train_detector(fracatlas_folder, trained[0], pretrained, seed=1, recipe=recipe)
+
+
+def test_train_on_too_few_groups_raises_invalid_data(fracatlas_folder, pretrained, tmp_path):
+    data = shutil.copytree(fracatlas_folder, tmp_path / "data")
+    lines = (data / "manifest.csv").read_text(encoding="utf-8").splitlines()
+    (data / "manifest.csv").write_text("\n".join(lines[:12]), encoding="utf-8")
+    with pytest.raises(InvalidData, match="5 folds need 5 groups"):
+        train_detector(data, tmp_path / "out", pretrained)
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_with_a_wrong_seed_or_without_weights_raises(fracatlas_folder, tmp_path):
+    with pytest.raises(InvalidArgument, match="seed is -1"):
+        train_detector(fracatlas_folder, tmp_path / "out", tmp_path / "none", seed=-1)
+    with pytest.raises(ModelUnavailable, match="There is no file"):
+        train_detector(fracatlas_folder, tmp_path / "out", tmp_path / "none")
+    assert not (tmp_path / "out").exists()
