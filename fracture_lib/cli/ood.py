@@ -39,7 +39,7 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument(
         "--radiographs",
         metavar="DIR",
-        help="folder of FracAtlas; a sample of its X-rays joins the fit and is measured",
+        help="folder of FracAtlas; a sample of its X-rays joins the fit and is measured (default: none)",
     )
     parser.add_argument(
         "--out",

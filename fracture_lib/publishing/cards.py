@@ -285,9 +285,10 @@ def _train_accuracy(report: EvaluationReport) -> str:
 def _describe_views() -> str:
     """Return how many views an image becomes, and of what."""
     n_whole = sum(view.zoom >= 1 for view in VIEWS)
-    crops = len(VIEWS) - n_whole
-    text = f"An image has {len(VIEWS)} views of 128x128 pixels: {n_whole} show all of it, padded or scaled"
-    return f"{text}, and {crops} are crops along its longer side." if crops else f"{text}."
+    return (
+        f"Each image becomes {len(VIEWS)} views of 128x128 pixels, some of them mirrored. "
+        f"Views of the whole image: {n_whole}; of a part of its longer side: {len(VIEWS) - n_whole}."
+    )
 
 
 def _weak_classes(report: EvaluationReport) -> str:

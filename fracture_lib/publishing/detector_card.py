@@ -155,7 +155,7 @@ radiographs of another source.
 
 ```bibtex
 @article{abedeen2023fracatlas,
-  title = {% raw %}{{FracAtlas}: A Dataset for Fracture Classification, Localization and Segmentation of Musculoskeletal Radiographs}{% endraw %},
+  title = {FracAtlas: A Dataset for Fracture Classification, Localization and Segmentation of Musculoskeletal Radiographs},
   author = {Abedeen, Iftekharul and Rahman, Md. Ashiqur and Prottyasha, Fatema Zohra and Ahmed, Tasnim and Chowdhury, Tareque Mohmud and Shatabda, Swakkhar},
   journal = {Scientific Data},
   volume = {10},

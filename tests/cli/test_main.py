@@ -53,7 +53,7 @@ def print_help(capsys, *command):
 
 
 def listed_commands(text):
-    return re.findall(r"^    ([a-z-]+) ", text.partition("COMMAND\n")[2], re.MULTILINE)
+    return re.findall(r"^    ([a-z-]+)(?: |$)", text.partition("COMMAND\n")[2], re.MULTILINE)
 
 
 def run_python(code, *arguments):

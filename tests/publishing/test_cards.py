@@ -174,7 +174,7 @@ def test_render_card_shows_what_newer_reports_hold(model_folder):
         "They took 75 minutes;",
         "weights: FracAtlas, 3822 radiographs.",
         " --pretrain-on FRACATLAS\n",
-        "title = {{FracAtlas}: A Dataset",
+        "title = {FracAtlas: A Dataset",
         "Hardly ever recognized: Longitudinal (2.9 % of 68)",
     ):
         assert text in card, text
@@ -326,7 +326,7 @@ def test_detector_card_states_what_was_measured(detector_folder):
         "sees a fracture in 50.0 % of them (FracAtlas, out of fold: 70.0 %) and none in 25.0 % (5.0 %), "
         "so it misses more fractures there",
         "It took 41 minutes.",
-        "title = {{FracAtlas}: A Dataset",
+        "title = {FracAtlas: A Dataset",
         *(interval.plain() for interval in report.metrics.values()),
         *(row.pointing.percent() for row in report.localization.values()),
     ):
