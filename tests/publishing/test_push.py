@@ -157,7 +157,7 @@ def test_push_of_another_framework_deletes_the_old_weights_only(hub):
     repo = "someone/changed"
     hub.add(repo, {"notes.txt": b"mine"})
     hub.add(repo, BUNDLE / "pytorch-cnn")
-    _, messages = push_model(BUNDLE / "tensorflow-cnn", repo)
+    _, messages = push_model(BUNDLE / "resnet50", repo)
     files = hub.files(repo)
     assert "model.keras" in files and "model.safetensors" not in files and files["notes.txt"] == b"mine"
     assert f"  {'deleted':>12}  model.safetensors" in messages
