@@ -62,7 +62,7 @@ def test_content_of_large_image_is_shrunk_and_gives_the_same_views(image):
 def test_preprocessor_config_lists_the_views():
     config = json.loads(json.dumps(PREPROCESSOR_CONFIG))
     assert config == PREPROCESSOR_CONFIG, "survives its file"
-    assert [View(v["aspect"], v["zoom"], tuple(v["position"])) for v in config["views"]] == list(VIEWS)
+    assert [View(**{**v, "position": tuple(v["position"])}) for v in config["views"]] == list(VIEWS)
 
 
 # Sources
