@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from fracture_lib.cli.options import Commands, add_command, positive_int
+from fracture_lib.cli.options import Commands, add_command, add_training_options, positive_int
 from fracture_lib.hub import HUB_PREFIX
 from fracture_lib.models.report import DetectorReport, OutcomeRates
 
@@ -57,13 +57,7 @@ def add_commands(commands: Commands) -> None:
         metavar="N",
         help="fractured radiographs on which the overlays of the bundled models are measured (default: all)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the training (default: %(default)s)")
-    parser.add_argument("--epochs", type=positive_int, help="epochs per fold (default: the recipe's)")
-    parser.add_argument(
-        "--keep-checkpoints",
-        action="store_true",
-        help="keep the folder of checkpoints when the training ends (default: remove it)",
-    )
+    add_training_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:

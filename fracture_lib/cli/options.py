@@ -22,6 +22,7 @@ __all__ = [
     "add_group",
     "add_runtime",
     "add_subcommands",
+    "add_training_options",
     "add_verbose",
     "positive_int",
     "top_k",
@@ -126,6 +127,17 @@ def add_runtime(parser: Parser) -> None:
         choices=get_args(Runtime),
         default="onnx",
         help="onnx: ONNX Runtime; native: the framework that trained the model (default: %(default)s)",
+    )
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every training in folds."""
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training (default: %(default)s)")
+    parser.add_argument("--epochs", type=positive_int, help="epochs per fold (default: the recipe's)")
+    parser.add_argument(
+        "--keep-checkpoints",
+        action="store_true",
+        help="keep the folder of checkpoints when the training ends (default: remove it)",
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fracture_lib.cli.evaluate import print_report
-from fracture_lib.cli.options import DATA_NOTE, Commands, add_command, positive_int
+from fracture_lib.cli.options import DATA_NOTE, Commands, add_command, add_training_options, positive_int
 from fracture_lib.hub import HUB_PREFIX
 from fracture_lib.registry import MODELS
 
@@ -99,8 +99,6 @@ def _add_train(commands: Commands) -> None:
         metavar="N",
         help="how many of the folds are held out once and measured (default: all)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the training (default: %(default)s)")
-    parser.add_argument("--epochs", type=positive_int, help="epochs per fold (default: the recipe's)")
     parser.add_argument(
         "--pretrained",
         metavar="WEIGHTS",
@@ -112,11 +110,7 @@ def _add_train(commands: Commands) -> None:
         help="folder of FracAtlas; first do what pretrain does, starting from --pretrained "
         "(default: no pretraining)",
     )
-    parser.add_argument(
-        "--keep-checkpoints",
-        action="store_true",
-        help="keep the folder of checkpoints when the training ends (default: remove it)",
-    )
+    add_training_options(parser)
 
 
 def run_train(options: argparse.Namespace) -> int:

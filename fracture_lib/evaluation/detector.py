@@ -13,17 +13,16 @@ from numpy.typing import NDArray
 from fracture_lib.data.dataset import load_dataset_folder
 from fracture_lib.data.reading import map_images
 from fracture_lib.evaluation.calibration import cross_fit_masks
-from fracture_lib.evaluation.metrics import Ints, intervals, mean_with_interval
+from fracture_lib.evaluation.metrics import Ints, auroc, intervals, mean_with_interval
 from fracture_lib.inference.fracture import to_outcome
 from fracture_lib.io.image import content
-from fracture_lib.io.views import DETECTOR_SIZE, LETTERBOX, make_views
+from fracture_lib.io.views import DETECTOR_SIZE, make_detector_input
 from fracture_lib.labels import ID2LABEL
 from fracture_lib.models.detector import Detector, sigmoid
 from fracture_lib.models.functional import EPSILON, Floats
 from fracture_lib.models.report import DetectorReport, DetectorThresholds, Interval, OutcomeRates
 
 __all__ = [
-    "auroc",
     "average_precision",
     "cross_fit_outcomes",
     "detector_metrics",
@@ -81,7 +80,7 @@ def measure_external(detector: Detector, data: str | Path) -> dict[str, OutcomeR
     """
     images = load_dataset_folder(data)
     contents = map_images(lambda image: content(image, DETECTOR_SIZE), images.paths, "another source")
-    views = (make_views(pixels, (LETTERBOX,), DETECTOR_SIZE)[None] for pixels in contents)
+    views = (make_detector_input(pixels)[None] for pixels in contents)
     thresholds = detector.report.thresholds
     outcomes = np.array([to_outcome(detector.forward(view).probability, thresholds) for view in views])
     rates = {
@@ -162,20 +161,6 @@ def detector_metrics(
         }
 
     return intervals(measure, groups)
-
-
-def auroc(scores: Floats, fractured: Bools) -> float:
-    """Return the area under the ROC curve, 0..1; NaN if one class is absent.
-
-    By the rank-sum formula (Hanley and McNeil, 1982).
-    """
-    from scipy.stats import rankdata
-
-    n_positive, n_negative = int(fractured.sum()), int((~fractured).sum())
-    if not n_positive or not n_negative:
-        return np.nan
-    rank_sum = rankdata(scores)[fractured].sum() - n_positive * (n_positive + 1) / 2
-    return float(rank_sum / (n_positive * n_negative))
 
 
 def average_precision(scores: Floats, fractured: Bools) -> float:

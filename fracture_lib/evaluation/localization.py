@@ -16,11 +16,11 @@ from fracture_lib.data.fracatlas import FracAtlas
 from fracture_lib.data.reading import map_images
 from fracture_lib.errors import ModelUnavailable
 from fracture_lib.evaluation.metrics import Ints, intervals
+from fracture_lib.inference.fracture import project_heatmap
 from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.io.framing import crop_borders
-from fracture_lib.io.views import LETTERBOX, MAP_SIZE, project_maps
+from fracture_lib.io.views import MAP_SIZE
 from fracture_lib.labels import label_id
-from fracture_lib.models.detector import sigmoid
 from fracture_lib.models.functional import Floats
 from fracture_lib.models.report import Localization
 
@@ -78,9 +78,8 @@ def _inside_borders(boxes: Floats, shape: tuple[int, ...], frame: tuple[slice, s
 
 def detector_heatmaps(maps: NDArray[np.float32], images: BoxedImages) -> NDArray[np.float32]:
     """Return heatmaps [M, 32, 32] for the detector's logits [M, 16, 16] over the images' letterbox views."""
-    places = sigmoid(maps).astype(np.float32)[:, None, None]
-    return np.concatenate(
-        [project_maps(place, shape, (LETTERBOX,)) for place, shape in zip(places, images.shapes, strict=True)]
+    return np.stack(
+        [project_heatmap(one[None], shape) for one, shape in zip(maps, images.shapes, strict=True)]
     )
 
 

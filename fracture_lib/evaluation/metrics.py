@@ -23,6 +23,7 @@ from fracture_lib.models.report import (
 __all__ = [
     "Ints",
     "accuracy_by_views",
+    "auroc",
     "bootstrap",
     "brier",
     "calibration_bins",
@@ -320,17 +321,20 @@ def _f1_scores(confusion: Ints) -> Floats:
 
 
 def _aurocs(probabilities: Floats, labels: Ints) -> Sequence[float | None]:
-    """Return each class's area under the ROC curve against the rest; None where undefined.
+    """Return each class's area under the ROC curve against the rest; None where undefined."""
+    values = [auroc(column, labels == c) for c, column in enumerate(probabilities.T)]
+    return [None if np.isnan(value) else value for value in values]
+
+
+def auroc(scores: Floats, positive: NDArray[np.bool_]) -> float:
+    """Return the area under the ROC curve, 0..1, of scores [N]; NaN if all or no images are positive.
 
     By the rank-sum formula (Hanley and McNeil, 1982), which is fast enough for a thousand resamples.
     """
     from scipy.stats import rankdata
 
-    ranks = rankdata(probabilities, axis=0)
-    aurocs: list[float | None] = []
-    for c in range(probabilities.shape[1]):
-        positive = labels == c
-        n_pos, n_neg = int(positive.sum()), int((~positive).sum())
-        rank_sum = ranks[positive, c].sum() - n_pos * (n_pos + 1) / 2
-        aurocs.append(float(rank_sum / (n_pos * n_neg)) if n_pos and n_neg else None)
-    return aurocs
+    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
+    if not n_positive or not n_negative:
+        return np.nan
+    rank_sum = rankdata(scores)[positive].sum() - n_positive * (n_positive + 1) / 2
+    return float(rank_sum / (n_positive * n_negative))

@@ -10,7 +10,14 @@ from fracture_lib.io.views import LETTERBOX, project_maps
 from fracture_lib.models.detector import DetectorOutput, sigmoid
 from fracture_lib.models.report import DetectorReport, DetectorThresholds
 
-__all__ = ["DETECTOR_NOTE", "FractureResult", "Outcome", "to_fracture_result", "to_outcome"]
+__all__ = [
+    "DETECTOR_NOTE",
+    "FractureResult",
+    "Outcome",
+    "project_heatmap",
+    "to_fracture_result",
+    "to_outcome",
+]
 
 # A fracture is visible; it is uncertain; the detector sees none.
 Outcome: TypeAlias = Literal["visible", "uncertain", "none"]
@@ -55,7 +62,7 @@ def to_fracture_result(
     return FractureResult(
         to_outcome(output.probability, report.thresholds),
         output.probability,
-        _project_heatmap(output.heatmap, shape),
+        project_heatmap(output.heatmap, shape),
         report.missed.value,
     )
 
@@ -67,7 +74,7 @@ def to_outcome(probability: float, thresholds: DetectorThresholds) -> Outcome:
     return "none" if probability < thresholds.none else "uncertain"
 
 
-def _project_heatmap(heatmap: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
+def project_heatmap(heatmap: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
     """Return probabilities [32, 32] over an image [H, W] for logits [1, 16, 16] over its letterbox view."""
     places = np.stack([sigmoid(heatmap[0]), np.ones_like(heatmap[0])])
     # `project_maps` keeps sums, so dense cells count for more; the second map undoes this.

@@ -24,12 +24,11 @@ from fracture_lib.inference.ood import OODResult, detect_ood
 from fracture_lib.inference.prediction import ComparisonResult, to_prediction
 from fracture_lib.io.image import ImageSource, LoadedImage, load_image, trim
 from fracture_lib.io.views import (
-    DETECTOR_SIZE,
     FAST_VIEWS,
     INPUT_SIZE,
-    LETTERBOX,
     VIEWS,
     View,
+    make_detector_input,
     make_views,
     project_maps,
 )
@@ -217,7 +216,7 @@ class InferencePipeline:
     def _detect_fracture(self, image: LoadedImage) -> FractureResult:
         with _only_fracture_errors("The fracture detector", "run"):
             detector = _load_detector()
-            output = detector.forward(make_views(image.pixels, (LETTERBOX,), DETECTOR_SIZE)[None])
+            output = detector.forward(make_detector_input(image.pixels)[None])
             return to_fracture_result(output, detector.report, image.pixels.shape)
 
     def _try_detect_fracture(self, image: LoadedImage) -> tuple[FractureResult | None, list[str]]:

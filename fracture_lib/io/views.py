@@ -18,6 +18,7 @@ __all__ = [
     "LETTERBOX",
     "VIEWS",
     "View",
+    "make_detector_input",
     "make_views",
     "project_maps",
     "shrink",
@@ -83,6 +84,11 @@ def make_views(
     """Return model inputs float32 [V, size, size] in 0 to 1 of an image float32 [H, W] in 0 to 1."""
     small = shrink(pixels, size)
     return np.stack([_make_view(small, view, size) for view in views])
+
+
+def make_detector_input(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the fracture detector's input float32 [1, 256, 256] of an image float32 [H, W] in 0 to 1."""
+    return make_views(pixels, (LETTERBOX,), DETECTOR_SIZE)
 
 
 def _make_view(pixels: NDArray[np.float32], view: View, size: int) -> NDArray[np.float32]:

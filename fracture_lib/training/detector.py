@@ -29,13 +29,14 @@ from fracture_lib.evaluation.localization import (
 )
 from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.io.image import content
-from fracture_lib.io.views import DETECTOR_SIZE, LETTERBOX, make_views
+from fracture_lib.io.views import DETECTOR_SIZE, make_detector_input
 from fracture_lib.models.detector import read_detector
 from fracture_lib.models.json_files import write_json
 from fracture_lib.models.report import DataSummary, DetectorReport, Localization
 from fracture_lib.registry import DETECTOR, MODELS
 from fracture_lib.training.augment import Augmentation, change_tones, random_affine, warp
 from fracture_lib.training.callbacks import check_same_run
+from fracture_lib.training.learner import check_seed
 from fracture_lib.training.pretrain import find_weights
 from fracture_lib.training.recipes import one_cycle
 
@@ -100,8 +101,7 @@ def train_detector(
     Raises InvalidArgument, InvalidData, InvalidModel if the pretrained weights do not fit, UnknownLabel, and
     ModelUnavailable if weights cannot be fetched.
     """
-    if not 0 <= seed < 2**32:
-        raise InvalidArgument(f"seed is {seed}; use 0 to 2**32 - 1.")
+    check_seed(seed)
     out = Path(out)
     atlas = load_fracatlas(data)
     folds = _assign_folds(atlas)
@@ -272,7 +272,7 @@ def prepare(
         for i, image in enumerate(images):
             rng = np.random.default_rng((seed, i))
             mask = _draw_boxes(image.shape, atlas.boxes[i])
-            views = [make_views(image, (LETTERBOX,), DETECTOR_SIZE)[0]]
+            views = [make_detector_input(image)[0]]
             for v in range(n_views):
                 affine = random_affine(image.shape, recipe.augmentation, rng, DETECTOR_SIZE)
                 views.append(change_tones(warp(image, affine, DETECTOR_SIZE), recipe.augmentation, rng))

@@ -16,6 +16,7 @@ __all__ = [
     "Learner",
     "build_learner",
     "check_name_and_seed",
+    "check_seed",
     "compute_features",
     "compute_logits",
     "compute_view_logits",
@@ -76,6 +77,11 @@ def check_name_and_seed(name: str, seed: int) -> None:
     """Raise UnknownModel or InvalidArgument unless `build_learner` knows the model and the seed is valid."""
     if name not in MODELS:
         raise UnknownModel(f'Unknown model "{name}". Choose from {", ".join(MODELS)}.')
+    check_seed(seed)
+
+
+def check_seed(seed: int) -> None:
+    """Raise InvalidArgument unless all frameworks take the seed."""
     if not 0 <= seed < 2**32:
         raise InvalidArgument(f"seed is {seed}; use 0 to 2**32 - 1.")
 

@@ -21,7 +21,6 @@ from fracture_lib.data.dataset import (
     assign_folds,
     load_dataset_folder,
     load_images,
-    load_pixels,
     load_transformed,
 )
 from fracture_lib.data.duplicates import perceptual_hashes
@@ -32,7 +31,7 @@ from fracture_lib.evaluation.ensemble import write_out_of_fold
 from fracture_lib.evaluation.metrics import mean_with_interval
 from fracture_lib.evaluation.perturbations import PERTURBATIONS
 from fracture_lib.evaluation.report import out_of_fold_report, summarize_data
-from fracture_lib.io.views import FAST_VIEWS
+from fracture_lib.io.views import FAST_VIEWS, make_views
 from fracture_lib.labels import CLASSES
 from fracture_lib.models import onnx
 from fracture_lib.models.config import ModelConfig, write_config
@@ -140,7 +139,7 @@ def train(
         labels=images.labels,
         checkpoints=checkpoints,
     )
-    pixels = load_pixels(images.paths)
+    pixels = np.stack([make_views(image) for image in run.images])
     perturbed = load_transformed(images.paths, PERTURBATIONS, FAST_VIEWS)
     measured = cross_validate(run, pixels, folds, n_measured_folds, perturbed, callback)
     learner = run.fit_all()

@@ -5,7 +5,6 @@ import pytest
 from sklearn import metrics as sk
 
 from fracture_lib.evaluation.detector import (
-    auroc,
     average_precision,
     cross_fit_outcomes,
     detector_metrics,
@@ -17,6 +16,7 @@ from fracture_lib.evaluation.detector import (
     sensitivity_at_specificity,
     specificity_at_sensitivity,
 )
+from fracture_lib.evaluation.metrics import auroc
 from fracture_lib.models.detector import Detector, sigmoid
 from fracture_lib.models.report import DetectorThresholds
 

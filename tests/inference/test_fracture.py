@@ -16,18 +16,6 @@ THRESHOLDS = DetectorThresholds(visible=0.6, none=0.1)
 NO_HEAT = np.zeros((32, 32), np.float32)
 
 
-@pytest.fixture(scope="module")
-def pipeline():
-    return InferencePipeline()
-
-
-@pytest.fixture(scope="module")
-def photograph():
-    """An image in all colours: uint8 [96, 96, 3]."""
-    y, x = np.mgrid[0:1:96j, 0:1:96j]
-    return np.uint8(255 * np.dstack([x, y, 1 - x]))
-
-
 @pytest.fixture
 def no_detector(monkeypatch):
     """No detector is loaded yet, and it may be replaced."""

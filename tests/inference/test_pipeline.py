@@ -35,18 +35,6 @@ from fracture_lib.registry import ENSEMBLE_MEMBERS
 from tests.helpers.dicom_files import dicom
 
 
-@pytest.fixture(scope="module")
-def pipeline():
-    return InferencePipeline()
-
-
-@pytest.fixture(scope="module")
-def photograph():
-    """An image in all colours: uint8 [96, 96, 3]."""
-    y, x = np.mgrid[0:1:96j, 0:1:96j]
-    return np.uint8(255 * np.dstack([x, y, 1 - x]))
-
-
 def test_predict_equals_each_model_alone(pipeline, image_path):
     result = pipeline.predict(image_path)
     assert list(result.predictions) == list(ALL_MODELS) and not result.failures
