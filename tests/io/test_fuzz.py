@@ -29,6 +29,7 @@ from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.errors import FractureError
 from fracture_lib.inference.batch import list_inputs, predict_batch
 from fracture_lib.io.image import preprocess
+from fracture_lib.io.views import INPUT_SIZE, VIEWS
 from tests.helpers.dicom_files import (
     DEFLATED,
     IMPLICIT,
@@ -273,7 +274,7 @@ def check_outcome(name: str, data: bytes, folder: Path) -> str:
         if pixels is None:
             if not message.endswith(".") or "\n" in message:
                 return f"gave the message {message!r}"
-        elif (pixels.shape, pixels.dtype) != ((128, 128), np.float32) or not (
+        elif (pixels.shape, pixels.dtype) != ((len(VIEWS), INPUT_SIZE, INPUT_SIZE), np.float32) or not (
             pixels.min() >= 0 and pixels.max() <= 1  # false for NaN
         ):
             return f"returned {pixels!r}"
