@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fracture_lib.data.manifest import MANIFEST
 from fracture_lib.errors import InvalidData
 
-__all__ = ["FINDINGS", "FracAtlas", "load_fracatlas"]
+__all__ = ["FINDINGS", "FracAtlas", "boxes_inside", "load_fracatlas"]
 
 REGIONS, PROJECTIONS = ("hand", "leg", "hip", "shoulder", "mixed"), ("frontal", "lateral", "oblique")
 FINDINGS = ("fractured", *REGIONS, *PROJECTIONS)  # any of them may apply to an image
@@ -73,3 +73,14 @@ def load_fracatlas(root: str | Path) -> FracAtlas:
     if not dataset.fractured.any() or dataset.fractured.all():
         raise InvalidData(f"{manifest} needs images with and without fractures.")
     return dataset
+
+
+def boxes_inside(
+    boxes: NDArray[np.float32], shape: tuple[int, ...], frame: tuple[slice, slice]
+) -> NDArray[np.float32]:
+    """Return boxes [K, 4] of an image [H, W] as boxes of the rows and columns in `frame`, all in 0..1."""
+    rows, columns = frame
+    corner = np.tile([columns.start, rows.start], 2)
+    size = np.tile([columns.stop - columns.start, rows.stop - rows.start], 2)
+    moved = (boxes * np.tile(shape[::-1], 2) - corner) / size
+    return np.clip(moved, 0, 1).astype(np.float32)

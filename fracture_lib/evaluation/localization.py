@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fracture_lib.data.fracatlas import FracAtlas
+from fracture_lib.data.fracatlas import FracAtlas, boxes_inside
 from fracture_lib.data.reading import map_images
 from fracture_lib.errors import ModelUnavailable
 from fracture_lib.evaluation.metrics import Ints, intervals
@@ -61,19 +61,9 @@ def read_boxed_images(atlas: FracAtlas) -> BoxedImages:
     return BoxedImages(
         paths=paths,
         groups=atlas.groups[fractured],
-        boxes=tuple(
-            _inside_borders(atlas.boxes[i], *frame) for i, frame in zip(fractured, frames, strict=True)
-        ),
+        boxes=tuple(boxes_inside(atlas.boxes[i], *frame) for i, frame in zip(fractured, frames, strict=True)),
         shapes=tuple((rows.stop - rows.start, columns.stop - columns.start) for _, (rows, columns) in frames),
     )
-
-
-def _inside_borders(boxes: Floats, shape: tuple[int, ...], frame: tuple[slice, slice]) -> Floats:
-    """Return boxes of an image [H, W] as boxes of what is left of it, the rows and columns in `frame`."""
-    rows, columns = frame
-    corner = np.tile([columns.start, rows.start], 2)
-    size = np.tile([columns.stop - columns.start, rows.stop - rows.start], 2)
-    return np.clip((boxes * np.tile(shape[::-1], 2) - corner) / size, 0, 1)
 
 
 def detector_heatmaps(maps: NDArray[np.float32], images: BoxedImages) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
-from fracture_lib.data.fracatlas import FracAtlas, load_fracatlas
+from fracture_lib.data.fracatlas import FracAtlas, boxes_inside, load_fracatlas
 from fracture_lib.data.reading import map_images
 from fracture_lib.errors import InvalidArgument, InvalidData
 from fracture_lib.evaluation.detector import measure_detector, measure_external
@@ -28,7 +28,8 @@ from fracture_lib.evaluation.localization import (
     read_boxed_images,
 )
 from fracture_lib.inference.pipeline import InferencePipeline
-from fracture_lib.io.image import content
+from fracture_lib.io.framing import crop_borders
+from fracture_lib.io.image import LoadedImage, content
 from fracture_lib.io.views import DETECTOR_SIZE, make_detector_input
 from fracture_lib.models.detector import read_detector
 from fracture_lib.models.json_files import write_json
@@ -263,15 +264,15 @@ def prepare(
     if not cache[-1].exists():
         learner = DetectorLearner(pretrained, atlas.findings.shape[1], seed, 0.0, 1.0)
         n, n_views = len(atlas.paths), recipe.n_cached_views
-        shape = learner.features(np.zeros((1, DETECTOR_SIZE, DETECTOR_SIZE), np.float32)).shape[1:]
-        features = np.lib.format.open_memmap(cache[0], "w+", np.float16, (n_views, n, *shape))
+        size = learner.features(np.zeros((1, DETECTOR_SIZE, DETECTOR_SIZE), np.float32)).shape[1:]
+        features = np.lib.format.open_memmap(cache[0], "w+", np.float16, (n_views, n, *size))
         places = np.zeros((n_views, n, CELLS, CELLS), np.float16)
         fractured = np.zeros((n_views, n), np.bool_)
-        plain = np.zeros((n, *shape), np.float16)
-        images = map_images(lambda image: content(image, DETECTOR_SIZE), atlas.paths, "frozen features")
-        for i, image in enumerate(images):
+        plain = np.zeros((n, *size), np.float16)
+        images = map_images(_read_content, atlas.paths, "frozen features")
+        for i, (image, shape, frame) in enumerate(images):
             rng = np.random.default_rng((seed, i))
-            mask = _draw_boxes(image.shape, atlas.boxes[i])
+            mask = _draw_boxes(image.shape, boxes_inside(atlas.boxes[i], shape, frame))
             views = [make_detector_input(image)[0]]
             for v in range(n_views):
                 affine = random_affine(image.shape, recipe.augmentation, rng, DETECTOR_SIZE)
@@ -291,6 +292,13 @@ def prepare(
             partial.replace(path)  # the last file stands for all, so it must be complete
     arrays = [np.load(path, mmap_mode="r") for path in cache]
     return DetectorRun(atlas, recipe, seed, pretrained, *arrays)
+
+
+def _read_content(
+    image: LoadedImage,
+) -> tuple[NDArray[np.float32], tuple[int, int], tuple[slice, slice]]:
+    """Return what views are cut from, the height and width before, and the rows and columns it shows."""
+    return content(image, DETECTOR_SIZE), image.pixels.shape, crop_borders(image.pixels)
 
 
 def _draw_boxes(shape: tuple[int, int], boxes: NDArray[np.float32]) -> NDArray[np.float32]:

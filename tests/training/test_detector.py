@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 from safetensors.numpy import load_file
 
 from fracture_lib.data.fracatlas import FINDINGS, load_fracatlas
@@ -18,7 +19,8 @@ from fracture_lib.models.efficientnet import DetectorLearner
 from fracture_lib.models.json_files import read_json
 from fracture_lib.models.report import DetectorReport
 from fracture_lib.registry import DETECTOR, MODELS
-from fracture_lib.training.detector import DetectorRun, train_detector
+from fracture_lib.training.augment import Augmentation
+from fracture_lib.training.detector import DetectorRun, prepare, train_detector
 from tests.helpers.detector import TINY_DETECTOR_RECIPE, write_random_efficientnet
 
 pytestmark = pytest.mark.slow  # PyTorch's export takes most of the time
@@ -111,6 +113,20 @@ def test_cached_places_lie_in_the_boxes(trained, fracatlas_folder):
     fractured = load_fracatlas(fracatlas_folder).fractured
     assert (places[fractured].max((1, 2)) > 0.5).all() and not places[~fractured].any()
     assert np.load(trained[0] / "checkpoints" / "fractured.npy")[0][fractured].all()
+
+
+def test_prepare_moves_boxes_into_what_is_left_inside_the_borders(fracatlas_folder, pretrained, tmp_path):
+    root = shutil.copytree(fracatlas_folder, tmp_path / "copy")
+    path = load_fracatlas(root).paths[0]
+    framed = Image.new("L", (64, 192), 255)
+    framed.paste(Image.open(path), (0, 96))
+    framed.save(path)
+    still = Augmentation(aspect=(0, 0), zoom=(1, 1), shift=0, rotation=0, rot90_p=0, hflip_p=0)
+    recipe = replace(TINY_DETECTOR_RECIPE, augmentation=still)
+    places = prepare(root, tmp_path, pretrained, recipe, seed=0).places[0, 0]
+    rows = np.flatnonzero(places.any(1))
+    # The box spans rows 77 to 115 of 192: the first fifth of the 96 that are left.
+    assert rows.tolist() == [0, 1, 2, 3]
 
 
 def test_train_again_restores_every_fit_of_folds_that_keep_groups_whole(
