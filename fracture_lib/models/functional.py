@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["EPSILON", "Floats", "global_average_pool", "linear_pool_logits", "normalize", "softmax"]
+__all__ = ["EPSILON", "Floats", "global_average_pool", "linear_pool_logits", "softmax"]
 
 Floats = NDArray[np.floating]
-EPSILON = 1e-12  # smallest probability or norm, so that no logarithm or division is infinite
+EPSILON = 1e-12  # smallest probability or divisor, so that no result is infinite
 
 
 def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
@@ -33,8 +33,3 @@ def linear_pool_logits(
 def global_average_pool(features: Floats) -> Floats:
     """Average feature maps [N, C, h, w] over their positions: [N, C]."""
     return features.mean((2, 3))
-
-
-def normalize(vectors: Floats) -> Floats:
-    """Scale vectors [N, C] to unit length."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), EPSILON)

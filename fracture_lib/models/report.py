@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fracture_lib.errors import InvalidModel
 from fracture_lib.models.json_files import decode, read_json, write_json
@@ -286,6 +286,20 @@ def read_headline(data: bytes) -> tuple[str, Interval] | None:
 
 
 @dataclass(frozen=True)
+class _Stored:
+    """A report whose fields are all of its evaluation.json."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read evaluation.json of a detector's folder. Raises InvalidModel."""
+        return decode(cls, read_json(folder / EVALUATION_FILE), f"{folder.name}/{EVALUATION_FILE}")
+
+    def write(self, folder: Path) -> None:
+        """Write evaluation.json into a detector's folder."""
+        write_json(folder / EVALUATION_FILE, asdict(self))
+
+
+@dataclass(frozen=True)
 class OODThresholds:
     """The largest values of an image in distribution."""
 
@@ -301,7 +315,7 @@ class DetectionRate(Interval):
 
 
 @dataclass(frozen=True)
-class OODReport:
+class OODReport(_Stored):
     """The content of the out-of-distribution detector's evaluation.json."""
 
     protocol: str  # how the images were scored, in words
@@ -311,15 +325,6 @@ class OODReport:
     false_rejection: Interval  # share of X-rays that are rejected
     detection: dict[str, DetectionRate]  # by kind of other images
     radiographs: DetectionRate | None = None  # share of another source's X-rays that are rejected
-
-    @classmethod
-    def read(cls, folder: Path) -> "OODReport":
-        """Read evaluation.json of the detector's folder. Raises InvalidModel."""
-        return decode(cls, read_json(folder / EVALUATION_FILE), f"{folder.name}/{EVALUATION_FILE}")
-
-    def write(self, folder: Path) -> None:
-        """Write evaluation.json into the detector's folder."""
-        write_json(folder / EVALUATION_FILE, asdict(self))
 
 
 @dataclass(frozen=True)
@@ -354,7 +359,7 @@ class Localization:
 
 
 @dataclass(frozen=True)
-class DetectorReport:
+class DetectorReport(_Stored):
     """The content of the fracture detector's evaluation.json."""
 
     protocol: str  # how the images were scored, in words
@@ -373,12 +378,3 @@ class DetectorReport:
     localization: dict[str, Localization]  # of the detector and of the type models
     data: DataSummary | None = None
     training_minutes: float | None = None
-
-    @classmethod
-    def read(cls, folder: Path) -> "DetectorReport":
-        """Read evaluation.json of the detector's folder. Raises InvalidModel."""
-        return decode(cls, read_json(folder / EVALUATION_FILE), f"{folder.name}/{EVALUATION_FILE}")
-
-    def write(self, folder: Path) -> None:
-        """Write evaluation.json into the detector's folder."""
-        write_json(folder / EVALUATION_FILE, asdict(self))

@@ -1,9 +1,8 @@
 """Softmax, the linear opinion pool and embeddings."""
 
 import numpy as np
-import pytest
 
-from fracture_lib.models.functional import global_average_pool, linear_pool_logits, normalize, softmax
+from fracture_lib.models.functional import global_average_pool, linear_pool_logits, softmax
 
 LOGITS = np.array([[1.0, 2, 3], [1000, 0, -1000]])
 
@@ -27,11 +26,6 @@ def test_linear_pool_logits_is_the_log_of_the_weighted_mean():
 
 def test_linear_pool_logits_of_zero_probability_is_finite():
     assert np.isfinite(linear_pool_logits([np.array([[0.0, 1.0]])])).all()
-
-
-def test_normalize_gives_unit_length_and_keeps_a_zero_vector_finite():
-    vectors = normalize(np.array([[3.0, 4.0], [0.0, 0.0]]))
-    assert vectors.tolist() == [pytest.approx([0.6, 0.8]), [0, 0]]
 
 
 def test_global_average_pool_averages_positions():
