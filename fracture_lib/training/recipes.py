@@ -73,7 +73,7 @@ _CNN = {
 
 RECIPES = {
     "pytorch-cnn": Recipe(architecture=_CNN, epochs=110, muon_lr_scale=20.0),
-    "tensorflow-cnn": Recipe(architecture=_CNN, epochs=56, muon_lr_scale=20.0),
+    "tensorflow-cnn": Recipe(architecture=_CNN, epochs=180, muon_lr_scale=20.0),
     "resnet50": Recipe(
         architecture={
             "family": "resnet50",
