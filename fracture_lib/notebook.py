@@ -17,11 +17,13 @@ from fracture_lib.webui import plots
 from fracture_lib.webui.rendering import (
     CSS,
     DISCLAIMER,
-    render_cams,
     render_class_examples,
-    render_images,
+    render_evidence,
+    render_inputs,
+    render_legend,
+    render_matrix,
     render_message,
-    render_predictions,
+    render_verdict,
 )
 
 __all__ = [
@@ -91,9 +93,11 @@ def explain(folder: str | Path, image: str | Path, top_k: int = 3) -> Prediction
     result = replace(result, predictions={prediction.model: prediction})  # named by its model, not its path
     _display_html(
         render_message(DISCLAIMER),
-        render_predictions(result, [prediction.model], top_k),
-        render_images(result),
-        render_cams(result, [prediction.model], prediction.label),
+        render_verdict(result, [prediction.model], prediction.label),
+        render_matrix(result, prediction, top_k),
+        render_inputs(result),
+        render_evidence(result, [prediction.model], prediction.label),
+        render_legend(prediction.model, prediction.label),
     )
     return prediction
 

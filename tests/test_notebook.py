@@ -88,7 +88,7 @@ def test_explain_displays_the_prediction_and_its_evidence(image_path, displayed,
     prediction = notebook.explain(folder, image_path, top_k=2)
     (html,) = displayed
     assert prediction.model == "pytorch-cnn" and str(prediction.source) == "local folder trained"
-    assert html.count("<li>") == 2 and f"support {prediction.label}" in html
+    assert html.count('scope="row"') == 2 + 1 and f"support {prediction.label}" in html
     assert "Not a medical device" in html and str(folder) not in html
 
 

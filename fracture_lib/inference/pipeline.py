@@ -41,7 +41,7 @@ __all__ = ["InferencePipeline", "check_ood", "compare", "detect_fracture"]
 logger = logging.getLogger(__name__)
 
 OOD_BACKBONE = "resnet50"
-PREVIEW_SIDE = 640  # pixels; large enough to show
+PREVIEW_SIDE = 1024  # pixels; large enough to zoom in
 # Seconds before a model that failed to load is loaded again: a batch must not ask the Hub for every image.
 RETRY_INTERVAL = 60
 

@@ -5,56 +5,97 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
 from fracture_lib.errors import FractureError
-from fracture_lib.inference.batch import MAX_IMAGES, BatchRow, list_inputs, predict_batch, tally
+from fracture_lib.inference.archives import read_member
+from fracture_lib.inference.batch import MAX_IMAGES, BatchInput, BatchRow, list_inputs, predict_batch, tally
 from fracture_lib.inference.batch_csv import FILE_ENCODING, to_csv
 from fracture_lib.inference.fracture import Outcome
 from fracture_lib.inference.pipeline import InferencePipeline
-from fracture_lib.inference.prediction import summarize_types
-from fracture_lib.registry import ALL_MODELS, model_title
-from fracture_lib.webui.rendering import Cell, percent, render_message, render_report, render_table, shorten
+from fracture_lib.registry import ENSEMBLE, model_title
+from fracture_lib.webui.rendering import (
+    SHOWN_MODELS,
+    percent,
+    render_chip,
+    render_image_cell,
+    render_message,
+    render_report,
+)
 from fracture_lib.webui.server import BATCH_QUEUE, check_not_expired
 
 __all__ = ["BatchTab"]
 
-REDRAW_INTERVAL = 0.5  # seconds; each time the whole table is sent
-COLUMNS = ["Image", "Status", "Fracture", *(model_title(name) for name in ALL_MODELS), "Summary"]
+REDRAW_INTERVAL = 1.0  # seconds; each time the whole table is sent
+RESULT_LIFETIME = 900  # seconds that a session's list of images is kept, as the images themselves
+TABLE_HEIGHT = 520  # pixels
+# Column, type and width. On a phone, the first two fill the screen, so they say what became of an image.
+COLUMNS: list[tuple[str, Literal["str", "html", "number"], int]] = [
+    ("X-ray", "html", 150),
+    ("Answer", "str", 165),
+    ("Status", "html", 110),
+    ("Fracture", "str", 130),
+    *((model_title(name), "str", 170) for name in SHOWN_MODELS if name != ENSEMBLE),
+    ("Notes", "str", 340),
+    ("No.", "number", 70),
+]
 OUTCOMES: dict[Outcome, str] = {"visible": "visible", "uncertain": "uncertain", "none": "none seen"}
+HELP = "Click on a row to open its X-ray in the first tab."
 NO_DOWNLOADS = "The disk is full, so there are no files to download. Try again in 20 minutes."
 
 
 class BatchTab:
-    """The tab's components and handler, in the current Blocks."""
+    """The tab's components and handlers, in the current Blocks."""
 
     def __init__(self, pipeline: InferencePipeline) -> None:
         self._pipeline = pipeline
-        upload = gr.File(
-            label=f"X-ray images or ZIP files, up to {MAX_IMAGES} images",
+        self.inputs = gr.State((), time_to_live=RESULT_LIFETIME)
+        self.upload = gr.File(
+            label=f"X-rays or ZIP files, up to {MAX_IMAGES}",
             file_count="multiple",
-            height=200,
+            height=180,
             elem_classes="upload-box",
         )
         with gr.Row():
             start = gr.Button("Classify all", variant="primary")
             skip_ood_check = gr.Checkbox(label="Also classify images that do not look like bone X-rays")
         message = gr.HTML(elem_id="batch-message")
-        table = gr.HTML(elem_id="batch-table")
         with gr.Row():
             csv = gr.DownloadButton("Download CSV", visible=False, elem_id="csv")
             report = gr.DownloadButton("Download printable report", visible=False, elem_id="report")
+        self.table = gr.Dataframe(
+            headers=[name for name, _, _ in COLUMNS],
+            datatype=[kind for _, kind, _ in COLUMNS],
+            column_widths=[width for _, _, width in COLUMNS],
+            type="array",
+            interactive=False,
+            wrap=True,
+            max_height=TABLE_HEIGHT,
+            show_search="search",
+            buttons=[],
+            label=HELP,
+            visible=False,
+            elem_id="batch-table",
+        )
+        outputs = [self.inputs, message, self.table, csv, report]
         start.click(
             self.run,
-            [upload, skip_ood_check],
-            [message, table, csv, report],
+            [self.upload, skip_ood_check],
+            outputs,
             api_visibility="private",
             show_progress_on=[message],
             concurrency_id=BATCH_QUEUE,
             concurrency_limit=1,
         )
+        changes = [self.upload.clear, self.upload.delete, self.upload.upload]
+        gr.on(changes, self.clear, None, outputs, api_visibility="private", show_progress="hidden")
+
+    def clear(self) -> tuple[Any, ...]:
+        """Return values without results."""
+        hidden = gr.update(visible=False)
+        return (), "", hidden, hidden, hidden
 
     def run(
         self,
@@ -62,13 +103,13 @@ class BatchTab:
         skip_ood_check: bool,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 (this is how Gradio passes one)
     ) -> Iterator[tuple[Any, ...]]:
-        """Yield values of the message, the table and the two download buttons."""
+        """Yield the images, and values of the message, the table and the two download buttons."""
         hidden = gr.update(visible=False)
         try:
             check_not_expired(paths or [])
             inputs = list_inputs(paths or [])
         except FractureError as error:
-            yield render_message(str(error), "error"), "", hidden, hidden
+            yield (), render_message(str(error), "error"), hidden, hidden, hidden
             return
         rows: list[BatchRow] = []
         last_drawn = 0.0
@@ -76,8 +117,8 @@ class BatchTab:
             rows.append(row)
             progress((len(rows), len(inputs)), unit="images")
             if monotonic() - last_drawn > REDRAW_INTERVAL:
-                progress_text = render_message(f"{len(rows)} of {len(inputs)} images")
-                yield progress_text, render_rows(rows), hidden, hidden
+                done = render_message(f"{len(rows)} of {len(inputs)} images")
+                yield inputs.inputs, done, _show(rows), hidden, hidden
                 last_drawn = monotonic()
         message = " ".join(filter(None, (tally(row.status for row in rows), inputs.left_out)))
         # Gradio copies the files to the upload folder before this folder is deleted.
@@ -87,7 +128,25 @@ class BatchTab:
                 downloads = [gr.update(value=str(path), visible=True) for path in files]
             except OSError:
                 message, downloads = f"{message} {NO_DOWNLOADS}", [hidden, hidden]
-            yield render_message(message), render_rows(rows), *downloads
+            yield inputs.inputs, render_message(message), _show(rows), *downloads
+
+    def open_row(self, inputs: Sequence[BatchInput], event: gr.SelectData) -> Iterator[tuple[Any, Any]]:
+        """Yield the image of the row that was clicked, as an upload of the first tab, and that tab."""
+        number = event.row_value[-1]  # not the row's position, which sorting and searching change
+        if not inputs:
+            yield gr.skip(), gr.skip()
+            return
+        chosen = inputs[int(number) - 1]
+        with tempfile.TemporaryDirectory() as folder:  # copied by Gradio before it is deleted
+            path = chosen.path
+            if chosen.member:
+                path = Path(folder) / Path(chosen.name).name
+                path.write_bytes(read_member(chosen.path, chosen.member))
+            yield [str(path)], gr.update(selected="single")
+
+
+def _show(rows: Sequence[BatchRow]) -> dict[str, Any]:
+    return gr.update(value=table_rows(rows), visible=True)
 
 
 def _write_downloads(folder: Path, rows: Sequence[BatchRow], summary: str) -> tuple[Path, Path]:
@@ -99,38 +158,45 @@ def _write_downloads(folder: Path, rows: Sequence[BatchRow], summary: str) -> tu
     return csv, report
 
 
-def render_rows(rows: Sequence[BatchRow]) -> str:
-    """Return the table of a batch; a model that failed says so in its column and why in the last one."""
-    lines: list[list[Cell]] = []
-    for row in rows:
-        cells = [_describe_answer(row, name) for name in ALL_MODELS]
-        lines.append(
-            [(shorten(row.name), row.name), row.status, _describe_fracture(row), *cells, _summarize(row)]
-        )
-    return render_table(COLUMNS, lines, "Predictions per image")
+def table_rows(rows: Sequence[BatchRow]) -> list[list[str | int]]:
+    """Return the cells of COLUMNS for each image."""
+    return [
+        [
+            render_image_cell(row.result, row.name),
+            row.reason or _describe_ensemble(row),
+            render_chip(row.status),
+            _describe_fracture(row),
+            *(_describe_answer(row, name) for name in SHOWN_MODELS if name != ENSEMBLE),
+            _describe_problems(row),
+            number,
+        ]
+        for number, row in enumerate(rows, 1)
+    ]
 
 
-def _describe_fracture(row: BatchRow) -> Cell:
-    """Return the fracture detector's cell, sorted by the probability."""
+def _describe_fracture(row: BatchRow) -> str:
     fracture = row.result.fracture if row.result else None
-    if fracture is None:
-        return ""
-    return f"{OUTCOMES[fracture.outcome]} {percent(fracture.probability)}", fracture.probability
+    return f"{OUTCOMES[fracture.outcome]} {percent(fracture.probability)}" if fracture else ""
 
 
-def _describe_answer(row: BatchRow, model: str) -> Cell:
-    """Return a model's cell, sorted by the class."""
+def _describe_answer(row: BatchRow, model: str) -> str:
     if model in row.failures:
         return "failed"
     prediction = row.result.predictions.get(model) if row.result else None
-    return (f"{prediction.label} {percent(prediction.probability)}", prediction.label) if prediction else ""
+    return f"{prediction.label} {percent(prediction.probability)}" if prediction else ""
 
 
-def _summarize(row: BatchRow) -> str:
-    """Return the summary of the types or why there is none, then warnings, then failures, equal ones once."""
+def _describe_ensemble(row: BatchRow) -> str:
+    """Return the ensemble's answer, after what the detector does not see."""
+    answer = _describe_answer(row, ENSEMBLE)
+    fracture = row.result.fracture if row.result and ENSEMBLE in row.result.predictions else None
+    return f"No fracture seen; {answer}" if fracture and fracture.outcome == "none" else answer
+
+
+def _describe_problems(row: BatchRow) -> str:
+    """Return the warnings and why models failed, equal reasons once."""
     models: dict[str, list[str]] = {}
     for name, reason in row.failures.items():
         models.setdefault(reason, []).append(model_title(name))
     failures = [f"{', '.join(titles)}: {reason}" for reason, titles in models.items()]
-    summary = row.reason or (summarize_types(row.result) if row.result else "")
-    return " ".join(filter(None, (summary, *row.warnings, *failures)))
+    return " ".join((*row.warnings, *failures))

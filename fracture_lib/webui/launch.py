@@ -33,7 +33,7 @@ M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of malloc.h
 
 CONCURRENT_IMAGES = 2  # classified at the same time: a Space has two cores
 MAX_WAITING = 32  # requests in the queue; the next one learns at once that the page is busy
-MAX_SESSIONS = 200  # whose result is kept, half a megabyte each; the least recent must classify again
+MAX_SESSIONS = 200  # whose result is kept, a megabyte each; the least recent must classify again
 CLEANUP_INTERVAL, MAX_UPLOAD_AGE = 300, 900  # seconds
 
 
@@ -74,33 +74,32 @@ def _create_upload_dir() -> Path:
 
 def _serve(pipeline: InferencePipeline, uploads: Path) -> None:
     from fracture_lib.webui import mcp_server
-    from fracture_lib.webui.app import THEME, build_page, write_examples
+    from fracture_lib.webui.app import THEME, build_page
 
     signals: list[int] = []  # not an exception, which would be lost if raised in a destructor
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: signals.append(received))
-    with tempfile.TemporaryDirectory(prefix="examples-") as folder:
-        page = build_page(pipeline, write_examples(Path(folder)))
-        cleaning = (uploads, CLEANUP_INTERVAL, MAX_UPLOAD_AGE)
-        Thread(target=cleanup_loop, args=cleaning, daemon=True).start()
-        page.queue(max_size=MAX_WAITING, default_concurrency_limit=CONCURRENT_IMAGES, api_open=False)
-        page.launch(
-            theme=THEME,
-            css=CSS,
-            js=JS,
-            ssr_mode=False,
-            max_file_size=MAX_BYTES,
-            state_session_capacity=MAX_SESSIONS,
-            app_kwargs={
-                "middleware": [Middleware(RequestGuard, upload_dir=uploads)],
-                **mcp_server.app_options(uploads),
-            },
-            run_history=False,  # it would keep file names in the browser
-            enable_monitoring=False,
-            mcp_server=False,  # `webui.mcp_server` replaces Gradio's own
-            footer_links=["api", "gradio", "settings"],
-            prevent_thread_lock=True,
-        )
-        while not signals:
-            time.sleep(0.1)
-        page.close()  # before the folders are deleted
+    page = build_page(pipeline)
+    cleaning = (uploads, CLEANUP_INTERVAL, MAX_UPLOAD_AGE)
+    Thread(target=cleanup_loop, args=cleaning, daemon=True).start()
+    page.queue(max_size=MAX_WAITING, default_concurrency_limit=CONCURRENT_IMAGES, api_open=False)
+    page.launch(
+        theme=THEME,
+        css=CSS,
+        js=JS,
+        ssr_mode=False,
+        max_file_size=MAX_BYTES,
+        state_session_capacity=MAX_SESSIONS,
+        app_kwargs={
+            "middleware": [Middleware(RequestGuard, upload_dir=uploads)],
+            **mcp_server.app_options(uploads),
+        },
+        run_history=False,  # it would keep file names in the browser
+        enable_monitoring=False,
+        mcp_server=False,  # `webui.mcp_server` replaces Gradio's own
+        footer_links=["api", "gradio", "settings"],
+        prevent_thread_lock=True,
+    )
+    while not signals:
+        time.sleep(0.1)
+    page.close()  # before the upload folder is deleted

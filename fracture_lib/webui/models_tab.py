@@ -1,8 +1,11 @@
-"""The tab about the models and the fracture detector: measured performance, plots and model cards."""
+"""The tab about the models and the fracture detector: conclusions, one chart, and details to open."""
 
 import logging
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import gradio as gr
@@ -12,16 +15,9 @@ from fracture_lib.errors import FractureError
 from fracture_lib.hub import BUNDLE
 from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.models.model import BaseModel
-from fracture_lib.models.report import (
-    ClassMetrics,
-    DetectorReport,
-    EvaluationReport,
-    Interval,
-    Localization,
-    OutcomeRates,
-)
-from fracture_lib.registry import ALL_MODELS, DETECTOR, ENSEMBLE_MEMBERS, MODELS, model_title
-from fracture_lib.webui.rendering import Cell, percent, render_message, render_table
+from fracture_lib.models.report import DetectorReport, EvaluationReport, Interval
+from fracture_lib.registry import DETECTOR, ENSEMBLE, ENSEMBLE_MEMBERS, model_title
+from fracture_lib.webui.rendering import SHOWN_MODELS, percent, render_message
 
 __all__ = ["ModelsTab"]
 
@@ -29,290 +25,281 @@ logger = logging.getLogger(__name__)
 
 Updates: TypeAlias = dict[Block, Any]
 
-UNMEASURED = Interval(None, None, None)
-NOTHING = ("", -1.0)  # an empty cell, sorted below every value
-
 INTRODUCTION = (
-    "Measured on images that were held out from training, with all images of one patient or figure on the "
-    "same side of every split. Hover over a plot for its numbers."
+    "How often each model names the right type, measured on X-rays that it did not see in training, with all "
+    "X-rays of one patient or figure on the same side of every split. Hover over a chart for its numbers."
 )
-ACCURACY_COLUMNS = [
-    "Model",
-    "Held out (95 % interval)",
-    "Held out, fast",
-    "Train",
-    "Test",
-    "Test without near-duplicates",
-    "Original project (different split)",
-]
-ACCURACY_CAPTION = (
-    'Accuracy: "held out" on images that took no part in training, "fast" from one view of each, "train" on '
-    "the images that the published weights were trained on."
+ORIGINAL = (
+    "Grey bars: the project that these models were rebuilt from, measured on a split of its own, so the two "
+    "do not compare one to one."
 )
-COLUMNS = [
+TERMS = """
+- **Right**: the model's first answer is the true type. **In top 3**: one of its first three is.
+- **Macro-F1**: precision and recall combined, a mean over the types, so rare types count like common ones.
+- **Confidence off by**: mean difference between the confidence of answers and how often they are right.
+- **Fast**: right from one view of each X-ray instead of three.
+- **In training**: right on the X-rays that the published weights were trained on. A model for which it is far
+  above the rest has learnt them by heart.
+"""
+TABLE = [
     "Model",
-    "Macro-F1 (95 % interval)",
-    "Top-3 accuracy",
-    "Calibration error",
-    "Calibration error, fast",
-    "n",
+    "Right",
+    "95 % interval",
+    "In top 3",
+    "Macro-F1",
+    "Confidence off by",
+    "Fast",
+    "In training",
     "MB",
 ]
-CLASS_COLUMNS = ["Class", "Images", "Precision", "Recall (95 % interval)", "F1", "AUROC"]
-DETECTOR_METRICS = {
-    "auroc": "AUROC",
-    "average_precision": "Average precision",
-    "sensitivity_at_90_specificity": "Sensitivity at 90 % specificity",
-    "specificity_at_95_sensitivity": "Specificity at 95 % sensitivity",
-    "expected_calibration_error": "Calibration error",
-}
-OUTCOME_COLUMNS = ["n", "Fracture visible", "Uncertain", "No fracture seen"]
-EXTERNAL_CAPTION = (
-    "X-rays from another source (Bone Break), which all show a fracture and were never trained on: "
-    '"no fracture seen" is a miss.'
-)
-LOCALIZATION_COLUMNS = {
-    "Hottest place in a box": "pointing",
-    "Hottest place: center": "pointing_center",
-    "Hottest place: random": "pointing_random",
-    "Heat in the boxes": "inside",
-    "Heat: center": "inside_center",
-    "Heat: random": "inside_random",
-}
-LOCALIZATION_CAPTION = (
-    "How often a map's hottest place lies in or beside a radiologist's box around a fracture, and the share "
-    "of its heat in the boxes, next to what the center of the image and a random place achieve."
-)
+RARELY = 0.1  # a type with less recall is named as hardly ever recognized
 NO_CARD = (
     f"The ensemble is the weighted mean of {len(ENSEMBLE_MEMBERS)} models' calibrated probabilities. It has "
     "no model card of its own."
 )
-
-
-class _PlotBox:
-    """A plot under a heading; both are hidden if there is nothing to plot."""
-
-    def __init__(self, heading: str) -> None:
-        with gr.Column(min_width=300) as self.column:
-            gr.Markdown(f"### {heading}")  # the component's own label would cover the figure
-            self.plot = gr.Plot(show_label=False)
-
-    def update(self, figure: object | None) -> Updates:
-        return {self.column: gr.update(visible=figure is not None), self.plot: figure}
+# Title and function of `plots` for each chart of one model.
+CHARTS = {
+    "Which types it confuses": "confusion_matrix",
+    "How well it recognizes each type": "class_bars",
+    "Whether its confidence is right": "calibration",
+    "How it copes with altered X-rays": "robustness_bars",
+    "How it was trained": "training_curves",
+}
 
 
 class ModelsTab:
-    """The components and handlers of `tab`, in the current Blocks; plots are drawn when it is opened."""
+    """The components and handlers of `tab`, in the current Blocks; a chart is drawn when it is opened."""
 
     def __init__(self, tab: gr.Tab, pipeline: InferencePipeline) -> None:
         self._pipeline = pipeline
         gr.Markdown(INTRODUCTION)
         self.errors = gr.HTML(elem_id="model-errors")
-        self.overview = gr.HTML()
-        with gr.Row():
-            self.accuracy = _PlotBox("Accuracy compared with the original project")
-            self.coverage = _PlotBox("Accuracy vs. coverage")
-        choices = [(model_title(name), name) for name in ALL_MODELS]
-        self.choice = gr.Radio(choices, value=ALL_MODELS[0], label="Model", elem_id="model-details")
-        with gr.Row():
-            self.confusion = _PlotBox("Confusion matrix")
-            self.calibration = _PlotBox("Calibration")
-            self.training = _PlotBox("Training curves")
-        self.classes = gr.HTML(elem_id="class-metrics")
-        with gr.Accordion("Model card", open=False):
+        self.conclusions = gr.Markdown(elem_id="conclusions")
+        self.accuracy = gr.Plot(show_label=False, elem_id="accuracy")
+        gr.Markdown(ORIGINAL, elem_classes="facts")
+        with gr.Accordion("All figures", open=False):
+            self.table = gr.Dataframe(
+                headers=TABLE, interactive=False, wrap=True, buttons=[], show_label=False, label="All figures"
+            )
+            gr.Markdown(TERMS, elem_classes="facts")
+        with gr.Accordion("If a model answers only where it is confident", open=False) as coverage:
+            self.coverage = gr.Plot(show_label=False)
+
+        gr.Markdown("## One model in detail")
+        choices = [(model_title(name), name) for name in SHOWN_MODELS]
+        self.choice = gr.Radio(
+            choices, value=ENSEMBLE, show_label=False, label="Model", elem_id="model-details"
+        )
+        self.charts: dict[str, tuple[gr.Accordion, gr.Markdown, gr.Plot]] = {}
+        for title, function in CHARTS.items():
+            with gr.Accordion(title, open=False) as accordion:
+                self.charts[function] = accordion, gr.Markdown(), gr.Plot(show_label=False)
+        with gr.Accordion("Model card", open=False) as card_accordion:
             self.card = gr.Markdown()
-        gr.Markdown(f"### {model_title(DETECTOR)}")
-        self.detector = gr.HTML(elem_id="detector-metrics")
 
-        details = [*_blocks(self.confusion, self.calibration, self.training), self.classes, self.card]
-        overall = [self.errors, self.overview, *_blocks(self.accuracy, self.coverage), self.detector]
-        tab.select(self.show_all, self.choice, [*overall, *details], api_visibility="private")
-        self.choice.input(self.show_model, self.choice, details, api_visibility="private")
+        gr.Markdown(f"## {model_title(DETECTOR)}")
+        self.detector = gr.Markdown(elem_id="detector")
+        with gr.Accordion("Card of the fracture detector", open=False) as detector_accordion:
+            self.detector_card = gr.Markdown()
 
-    def show_all(self, name: str) -> Updates:
-        """Show all models, the details of the model `name`, and the fracture detector.
+        options: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        overall: list[Block] = [self.errors, self.conclusions, self.accuracy, self.table, self.detector]
+        tab.select(self.show_all, None, overall, **options)
+        coverage.expand(self.show_coverage, None, self.coverage, **options)
+        for function, (accordion, text, plot) in self.charts.items():
+            accordion.expand(partial(self.show_chart, function), self.choice, [text, plot], **options)
+        card_accordion.expand(self.show_card, self.choice, self.card, **options)
+        accordions = [*(accordion for accordion, _, _ in self.charts.values()), card_accordion]
+        # A chart that is drawn while it is hidden has no width.
+        self.choice.input(lambda: [gr.update(open=False)] * len(accordions), None, accordions, **options)
+        detector_accordion.expand(lambda: _read_card(BUNDLE / DETECTOR), None, self.detector_card, **options)
+
+    def show_all(self) -> Updates:
+        """Show the conclusions, the table and the chart of all models.
 
         A model that cannot be shown gets a message.
         """
         plots = import_module("fracture_lib.webui.plots")  # Plotly, only once somebody opens the tab
-        accuracies: list[list[Cell]] = []
-        rows: list[list[Cell]] = []
         reports: list[EvaluationReport] = []
+        lines: list[str] = []
+        rows: list[list[Any]] = []
         errors = ""
-        for each in ALL_MODELS:
+        for name in SHOWN_MODELS:
             try:
-                model = self._pipeline.get_model(each)
-                accuracy, row = _accuracy_row(each, model), _overview_row(model)
-                # One that cannot be drawn must not spoil the plots of all.
-                plots.accuracy_bars([model.report])
-                plots.accuracy_coverage([model.report])
+                model = self._pipeline.get_model(name)
+                line, row = _conclude(model.report), _table_row(model)
+                plots.accuracy_bars(
+                    [model.report]
+                )  # one that cannot be drawn must not spoil the chart of all
             except Exception as error:  # a report from elsewhere may hold anything
-                errors += _render_unavailable(each, error)
+                errors += _render_unavailable(name, error)
             else:
-                accuracies.append(accuracy)
-                rows.append(row)
                 reports.append(model.report)
+                lines.append(line)
+                rows.append(row)
+        try:
+            detector = _conclude_detector(DetectorReport.read(BUNDLE / DETECTOR))
+        except Exception as error:  # as above
+            errors += _render_unavailable(DETECTOR, error)
+            detector = ""
         return {
             self.errors: errors,
-            self.overview: (
-                _render_known(ACCURACY_COLUMNS, accuracies, ACCURACY_CAPTION)
-                + _render_known(COLUMNS, rows, "All models, held out")
-            ),
-            **self.accuracy.update(plots.accuracy_bars(reports)),
-            **self.coverage.update(plots.accuracy_coverage(reports)),
-            **self.show_detector(),
-            **self.show_model(name),
+            self.conclusions: "\n".join(lines),
+            self.accuracy: plots.accuracy_bars(reports),
+            self.table: rows,
+            self.detector: detector,
         }
 
-    def show_model(self, name: str) -> Updates:
-        """Show the details of one model, or why it cannot be shown."""
+    def show_coverage(self) -> object | None:
+        """Return the chart of the accuracy on the most confident answers, of all models that have one."""
+        plots = import_module("fracture_lib.webui.plots")
+        reports = []
+        for name in SHOWN_MODELS:
+            try:
+                report = self._pipeline.get_model(name).report
+                plots.accuracy_coverage([report])
+            except Exception as error:  # as above
+                logger.error("The report of %s cannot be shown: %r", name, error)
+            else:
+                reports.append(report)
+        return plots.accuracy_coverage(reports)
+
+    def show_chart(self, function: str, name: str) -> tuple[str, Any]:
+        """Return what a chart of one model shows in words, and the chart, or why there is none."""
         plots = import_module("fracture_lib.webui.plots")
         try:
-            model = self._pipeline.get_model(name)
-            return {
-                **self.confusion.update(plots.confusion_matrix(model.report)),
-                **self.calibration.update(plots.calibration(model.report)),
-                **self.training.update(plots.training_curves(model.report)),
-                self.classes: _class_table(model.report.per_class, model_title(name)),
-                self.card: _read_card(model) or NO_CARD,
-            }
+            report = self._pipeline.get_model(name).report
+            figure = getattr(plots, function)(report)
+            if figure is None:
+                return f"{model_title(name)} has no such figures.", gr.update(value=None, visible=False)
+            return EXPLANATIONS[function](report), gr.update(value=figure, visible=True)
         except Exception as error:  # as above
-            boxes = (self.confusion, self.calibration, self.training)
-            hidden = {block: update for box in boxes for block, update in box.update(None).items()}
-            return {**hidden, self.classes: _render_unavailable(name, error), self.card: ""}
+            return _explain(name, error), gr.update(value=None, visible=False)
 
-    def show_detector(self) -> Updates:
-        """Show what was measured about the fracture detector, or why it cannot be shown."""
+    def show_card(self, name: str) -> str:
+        """Return a model's card, or why there is none."""
         try:
-            return {self.detector: _detector_tables(DetectorReport.read(BUNDLE / DETECTOR))}
-        except Exception as error:  # as above
-            return {self.detector: _render_unavailable(DETECTOR, error)}
+            return _read_card(self._pipeline.get_model(name).source.folder) or NO_CARD
+        except FractureError as error:
+            return _explain(name, error)
 
 
-def _render_unavailable(name: str, error: Exception) -> str:
+def _explain(name: str, error: Exception) -> str:
     reason = str(error)
     if not isinstance(error, FractureError):
         logger.error("The report of %s cannot be shown: %r", name, error)
         reason = "Its evaluation.json is incomplete; measure it again."
-    return render_message(f"{model_title(name)} is unavailable. {reason}", "error")
+    return f"{model_title(name)} is unavailable. {reason}"
 
 
-def _blocks(*boxes: _PlotBox) -> list[Block]:
-    return [block for box in boxes for block in (box.column, box.plot)]
+def _render_unavailable(name: str, error: Exception) -> str:
+    return render_message(_explain(name, error), "error")
 
 
-def _accuracy_row(name: str, model: BaseModel) -> list[Cell]:
+def _conclude(report: EvaluationReport) -> str:
+    """Return a line of Markdown: how often a model is right, and how far its confidence can be trusted."""
+    error = report.metrics.get("expected_calibration_error")
+    trust = f" Its confidence is off by {_points(error)} on average." if error else ""
+    return f"- **{model_title(report.model)}** is right {_describe(report.accuracy)} of the time.{trust}"
+
+
+def _conclude_detector(report: DetectorReport) -> str:
+    auroc = report.metrics["auroc"]
+    return (
+        f'It says "no fracture seen" for {_describe(report.missed)} of {report.n_fractured} fractured X-rays '
+        "that were held out from training. Of two X-rays, one fractured and one not, it gives the fractured "
+        f"one the higher probability {_describe(auroc)} of the time (AUROC)."
+    )
+
+
+def _describe(interval: Interval) -> str:
+    """Return "43 % (38 to 47 %)"."""
+    if interval.value is None:
+        return "an unknown share"
+    if interval.low is None or interval.high is None:
+        return percent(interval.value)
+    return f"{percent(interval.value)} ({100 * interval.low:.0f} to {percent(interval.high)})"
+
+
+def _points(interval: Interval) -> str:
+    return "unknown" if interval.value is None else f"{100 * interval.value:.0f} points"
+
+
+def _table_row(model: BaseModel) -> list[Any]:
     report = model.report
+    accuracy = report.accuracy
     fast = (report.by_views or {}).get("1")
+    shares = [accuracy.value, *(_value(report, key) for key in ("top3_accuracy", "macro_f1"))]
+    right, top3, f1 = ("" if share is None else percent(share) for share in shares)
+    interval = (
+        f"{100 * accuracy.low:.0f} to {percent(accuracy.high)}" if accuracy.low and accuracy.high else ""
+    )
+    error = report.metrics.get("expected_calibration_error")
     train = report.training.train_accuracy if report.training else None
-    test = report.test
-    deduplicated = test.deduplicated if test else None
-    reference = MODELS[name].reference_accuracy if name in MODELS else None
     return [
         model.info.title,
-        _interval(report.accuracy),
-        _interval(fast),
-        _percent(train, 1),
-        _interval(test.accuracy if test else None),
-        _interval(deduplicated.accuracy if deduplicated else None),
-        _percent(reference, 2),
+        right,
+        interval,
+        top3,
+        f1,
+        _points(error) if error else "",
+        "" if fast is None or fast.value is None else percent(fast.value),
+        "" if train is None else percent(train),
+        f"{model.info.size_bytes / 1e6:.0f}",
     ]
 
 
-def _overview_row(model: BaseModel) -> list[Cell]:
-    metrics = model.report.metrics
-    fast = (model.report.by_views or {}).get("1")
-    return [
-        model.info.title,
-        *(_interval(metrics.get(key, UNMEASURED)) for key in ("macro_f1", "top3_accuracy")),
-        _number(metrics.get("expected_calibration_error", UNMEASURED).value),
-        _number(fast.expected_calibration_error if fast else None),
-        model.report.n,
-        (f"{model.info.size_bytes / 1e6:.1f}", model.info.size_bytes),
+def _value(report: EvaluationReport, key: str) -> float | None:
+    metric = report.metrics.get(key)
+    return metric.value if metric else None
+
+
+def _explain_confusion(report: EvaluationReport) -> str:
+    return "Each row is a true type; the brighter a cell, the more of its X-rays get that answer."
+
+
+def _explain_classes(report: EvaluationReport) -> str:
+    rare = [
+        f"{c.label} ({percent(c.recall)})"
+        for c in report.per_class
+        if (c.recall or 0) < RARELY and c.recall is not None
     ]
+    hardly = f" It hardly ever recognizes {' and '.join(rare)}." if rare else ""
+    return f"The share of the X-rays of each type that it names.{hardly}"
 
 
-def _class_table(per_class: list[ClassMetrics], title: str) -> str:
-    rows: list[list[Cell]] = [
-        [c.label, c.n, _number(c.precision), _recall(c), _number(c.f1), _number(c.auroc)] for c in per_class
-    ]
-    return render_table(CLASS_COLUMNS, rows, f"{title}, by class")
-
-
-def _recall(metrics: ClassMetrics) -> Cell:
-    text, value = _number(metrics.recall)
-    return (metrics.recall_interval.plain() if metrics.recall_interval else text), value
-
-
-def _detector_tables(report: DetectorReport) -> str:
-    images = (
-        f"{report.n} X-rays of FracAtlas, {report.n_fractured} of them fractured, held out from training."
-    )
-    missed = (
-        "The three outcomes on these X-rays: the detector sees no fracture in "
-        f"{report.missed.percent()} of those with one."
-    )
-    return "".join(
-        (
-            render_table(["Metric", "Value (95 % interval)"], _detector_rows(report.metrics), images),
-            _outcome_table("FracAtlas", report.outcomes, missed),
-            _outcome_table("Class", report.external, EXTERNAL_CAPTION),
-            _localization_table(report.localization),
-        )
+def _explain_calibration(report: EvaluationReport) -> str:
+    return (
+        "On the dashed line, answers given with 40 % confidence are right 40 % of the time. A larger dot "
+        "stands for more X-rays."
     )
 
 
-def _detector_rows(metrics: Mapping[str, Interval]) -> list[list[Cell]]:
-    values = [(title, metrics.get(key, UNMEASURED)) for key, title in DETECTOR_METRICS.items()]
-    return [[title, (value.plain(), _sort_value(value.value))] for title, value in values]
+def _explain_robustness(report: EvaluationReport) -> str:
+    return (
+        "How often it is right on altered copies of the same X-rays, from one view each. The dashed line: "
+        "unaltered."
+    )
 
 
-def _outcome_table(title: str, rates: Mapping[str, OutcomeRates], caption: str) -> str:
-    rows: list[list[Cell]] = [
-        [name, r.n, *(_percent(share, 1) for share in (r.visible, r.uncertain, r.none))]
-        for name, r in rates.items()
-    ]
-    return render_table([title, *OUTCOME_COLUMNS], rows, caption) if rows else ""
+def _explain_training(report: EvaluationReport) -> str:
+    return "Means over the folds, each measured on the X-rays that it holds out."
 
 
-def _localization_table(localization: Mapping[str, Localization]) -> str:
-    rows: list[list[Cell]] = [
-        [
-            model_title(name),
-            values.n,
-            *(_interval(getattr(values, key)) for key in LOCALIZATION_COLUMNS.values()),
-        ]
-        for name, values in localization.items()
-    ]
-    return render_table(["Map", "n", *LOCALIZATION_COLUMNS], rows, LOCALIZATION_CAPTION) if rows else ""
+EXPLANATIONS: Mapping[str, Callable[[EvaluationReport], str]] = {
+    "confusion_matrix": _explain_confusion,
+    "class_bars": _explain_classes,
+    "calibration": _explain_calibration,
+    "robustness_bars": _explain_robustness,
+    "training_curves": _explain_training,
+}
 
 
-def _render_known(columns: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str) -> str:
-    """Return a table without the columns that are empty for every model; nothing without rows."""
-    kept = [i for i in range(len(columns)) if any(row[i] != NOTHING for row in rows)]
-    if not kept:
-        return ""
-    return render_table([columns[i] for i in kept], [[row[i] for i in kept] for row in rows], caption)
+def _read_card(folder: Path) -> str:
+    """Return the text of a card without its metadata, or nothing if there is none.
 
-
-def _interval(interval: Interval | None) -> Cell:
-    return (interval.percent(), _sort_value(interval.value)) if interval else NOTHING
-
-
-def _number(value: float | None) -> tuple[str, float]:
-    return NOTHING if value is None else (f"{value:.3f}", value)
-
-
-def _percent(share: float | None, digits: int) -> Cell:
-    return NOTHING if share is None else (percent(share, digits), share)
-
-
-def _sort_value(value: float | None) -> float:
-    return -1 if value is None else value
-
-
-def _read_card(model: BaseModel) -> str:
-    """Return the text of a model's card without its metadata, or nothing if it has none."""
-    path = model.source.folder / "README.md"
+    Its headings become those of a part of the page.
+    """
+    path = folder / "README.md"
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    return text.split("---\n", 2)[-1]
+    return re.sub("^#", "###", text.split("---\n", 2)[-1], flags=re.MULTILINE)

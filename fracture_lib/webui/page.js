@@ -1,20 +1,26 @@
 () => {
-  // Listen on the document, because Gradio re-renders components.
-  document.addEventListener("click", ({ target }) => {
-    const button = target.closest?.("table.sortable th button");
-    if (!button) return;
-    const heading = button.closest("th");
-    const table = heading.closest("table");
-    const up = heading.getAttribute("aria-sort") !== "ascending";
-    for (const other of table.querySelectorAll("th")) other.setAttribute("aria-sort", "none");
-    heading.setAttribute("aria-sort", up ? "ascending" : "descending");
-    const value = (row) => row.cells[heading.cellIndex].dataset.value;
-    const compare = (a, b) => {
-      const [x, y] = [value(a), value(b)];
-      return x !== "" && y !== "" && !isNaN(x) && !isNaN(y) ? x - y : x.localeCompare(y);
-    };
-    const rows = [...table.tBodies[0].rows].sort((a, b) => (up ? compare(a, b) : compare(b, a)));
-    table.tBodies[0].append(...rows);
+  // Keep the state of the page in its address, so that it can be shared and survives a reload. A tab is a step
+  // to go back from; the first one has no name there.
+  window.setQuery = (name, value) => {
+    const url = new URL(location);
+    const old = url.searchParams.get(name) ?? (name === "tab" ? "single" : null);
+    if (old === String(value)) return;
+    if (name === "tab" && value === "single") url.searchParams.delete(name);
+    else url.searchParams.set(name, value);
+    if (name === "tab") history.pushState(history.state, "", url);
+    else history.replaceState(history.state, "", url);
+  };
+  const titles = { single: "Single X-ray", batch: "Batch", models: "Models" };
+  const open = (name) =>
+    [...document.querySelectorAll("[role=tab]")].find((tab) => tab.innerText.trim() === titles[name])?.click();
+  addEventListener("popstate", () => open(new URL(location).searchParams.get("tab") ?? "single"));
+
+  // A link such as ?tab=models opens the tab and keeps the answer.
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest?.("a[href^='?tab=']");
+    if (!link) return;
+    event.preventDefault();
+    open(link.getAttribute("href").slice(5));
   });
 
   // Put images pasted anywhere on the page into the visible upload box, replacing its content.

@@ -4,7 +4,7 @@ Each returns a figure without a title that takes the width of its container and 
 dark pages, or None if the report lacks that part. They draw what was measured and compute only shares.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -12,15 +12,17 @@ import plotly.graph_objects as go
 
 from fracture_lib.labels import CLASSES
 from fracture_lib.models.report import EpochMetrics, EvaluationReport, Interval
-from fracture_lib.registry import ALL_MODELS, MODELS
+from fracture_lib.registry import ALL_MODELS, MODELS, model_title
 
 __all__ = [
     "COLORS",
     "accuracy_bars",
     "accuracy_coverage",
     "calibration",
+    "class_bars",
     "confusion_matrix",
     "epoch_curves",
+    "robustness_bars",
     "training_curves",
 ]
 
@@ -156,6 +158,59 @@ def _calibration_error(report: EvaluationReport) -> dict[str, Any]:
     }
 
 
+def class_bars(report: EvaluationReport) -> go.Figure:
+    """Draw the recall of each class with its 95 % interval, the best first."""
+    rows = sorted(report.per_class, key=lambda row: row.recall or 0, reverse=True)
+    intervals = [row.recall_interval or Interval(row.recall, None, None) for row in rows]
+    return _share_bars(
+        report,
+        {row.label: interval for row, interval in zip(rows, intervals, strict=True)},
+        [f", {row.n} images" for row in rows],
+        "share recognized, 95 % interval",
+    )
+
+
+def robustness_bars(report: EvaluationReport) -> go.Figure | None:
+    """Draw the accuracy on altered images, beside that on the images as they are, from one view each."""
+    if not report.robustness:
+        return None
+    unchanged = (report.by_views or {}).get("1")
+    lines = []
+    if unchanged and unchanged.value is not None:
+        lines = [_line(x0=unchanged.value, x1=unchanged.value, y0=0, y1=1, yref="paper", dash="dash")]
+    notes = [""] * len(report.robustness)
+    return _share_bars(report, report.robustness, notes, "accuracy, 95 % interval", lines)
+
+
+def _share_bars(
+    report: EvaluationReport,
+    intervals: Mapping[str, Interval],
+    notes: Sequence[str],
+    title: str,
+    lines: Sequence[dict[str, Any]] = (),
+) -> go.Figure:
+    color = COLORS[report.model]
+    bars = go.Bar(
+        x=[interval.value for interval in intervals.values()],
+        y=list(intervals),
+        orientation="h",
+        marker={"color": color, "opacity": 0.45, "line": {"color": color, "width": 1}},
+        error_x=_error_bars(list(intervals.values()), GREY),
+        hovertext=[
+            f"{name}: {interval.percent()}{note}"
+            for (name, interval), note in zip(intervals.items(), notes, strict=True)
+        ],
+        hoverinfo="text",
+    )
+    return _figure(
+        [bars],
+        height=380,
+        xaxis={"title": title, "rangemode": "tozero", **_percent_ticks(10)},
+        yaxis={"autorange": "reversed", "showgrid": False},
+        shapes=lines,
+    )
+
+
 def training_curves(report: EvaluationReport) -> go.Figure | None:
     """Draw the mean loss and accuracy over the measured folds, by epoch."""
     if not (report.training and report.training.history):
@@ -209,11 +264,11 @@ def accuracy_coverage(reports: Sequence[EvaluationReport]) -> go.Figure | None:
         go.Scatter(
             x=[coverage for coverage, _ in report.selective_risk.risk_coverage],
             y=[1 - risk for _, risk in report.selective_risk.risk_coverage],
-            name=report.model,
+            name=model_title(report.model),
             mode="lines",
             line={"color": COLORS[report.model], "width": 2.5, "dash": DASHES[report.model]},
             hovertext=[
-                f"{report.model}: accuracy {100 * (1 - risk):.1f} %<br>on the most confident "
+                f"{model_title(report.model)}: accuracy {100 * (1 - risk):.1f} %<br>on the most confident "
                 f"{100 * coverage:.0f} %, {round(coverage * report.n)} images"
                 for coverage, risk in report.selective_risk.risk_coverage
             ],
@@ -252,7 +307,7 @@ def accuracy_bars(reports: Sequence[EvaluationReport]) -> go.Figure | None:
         orientation="h",
         marker={"color": colors, "opacity": 0.45, "line": {"color": colors, "width": 1}},
         error_x=_error_bars(accuracies, GREY),
-        hovertext=[f"{r.model}:<br>{r.accuracy.percent()}, n = {r.n}" for r in reports],
+        hovertext=[f"{model_title(r.model)}:<br>{r.accuracy.percent()}, n = {r.n}" for r in reports],
         hoverinfo="text",
         showlegend=False,
     )
@@ -262,17 +317,17 @@ def accuracy_bars(reports: Sequence[EvaluationReport]) -> go.Figure | None:
         orientation="h",
         name="original project (different split)",
         marker_color=FAINT,
-        text=[f"{100 * reference:.1f} %" if reference else "" for reference in references],
+        text=[f"{100 * reference:.0f} %" if reference else "" for reference in references],
         textposition="outside",
         hovertext=[
-            f"{name}:<br>{100 * reference:.2f} % in the original project" if reference else ""
+            f"{model_title(name)}:<br>{100 * reference:.2f} % in the original project" if reference else ""
             for name, reference in zip(names, references, strict=True)
         ],
         hoverinfo="text",
     )
     baselines = {
         f"chance, {100 / len(CLASSES):.0f} %": (1 / len(CLASSES), "dot"),
-        f"most frequent class, {100 * majority:.1f} %": (majority, "dash"),
+        f"most frequent type, {100 * majority:.0f} %": (majority, "dash"),
     }
     return _figure(
         [measured, original],
@@ -288,8 +343,9 @@ def accuracy_bars(reports: Sequence[EvaluationReport]) -> go.Figure | None:
             "showgrid": False,
             "tickvals": names,
             "ticktext": [
-                f'{name}<br><b style="color:{COLORS[name]}">{100 * (accuracy.value or 0):.1f} %</b>'
-                for name, accuracy in zip(names, accuracies, strict=True)
+                f'{model_title(r.model)}<br><b style="color:{COLORS[r.model]}">'
+                f"{100 * (r.accuracy.value or 0):.0f} %</b>"
+                for r in reports
             ],
         },
         shapes=[

@@ -1,6 +1,6 @@
-"""The tab for a single X-ray: upload, predictions, model input, class activation maps and heatmap."""
+"""The tab for a single X-ray: upload and examples, then the X-ray, the answer and its evidence."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -8,256 +8,262 @@ import gradio as gr
 from gradio.blocks import Block
 
 from fracture_lib.errors import FractureError
+from fracture_lib.inference.archives import is_archive
 from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.inference.prediction import ComparisonResult, Prediction
-from fracture_lib.labels import LABEL2ID
+from fracture_lib.labels import CLASSES, LABEL2ID
 from fracture_lib.registry import ALL_MODELS, DETECTOR, ENSEMBLE, model_title
+from fracture_lib.webui.examples import ATTRIBUTION, EXAMPLES
 from fracture_lib.webui.gradio_private import is_copy
 from fracture_lib.webui.rendering import (
-    Cell,
-    percent,
-    render_cams,
-    render_heatmap,
-    render_images,
+    SHOWN_MODELS,
+    VIEWER_HTML,
+    VIEWER_JS,
+    render_inputs,
+    render_legend,
+    render_live,
+    render_matrix,
     render_message,
-    render_predictions,
-    render_table,
+    render_verdict,
     render_warnings,
+    summarize_answer,
+    view,
 )
 from fracture_lib.webui.server import IMAGE_QUEUE, INTERNAL_ERROR, check_not_expired
 
-__all__ = ["PredictTab"]
+__all__ = ["DEFAULT_TOP_K", "PredictTab"]
 
 Updates: TypeAlias = dict[Block, Any]  # new values or properties by component; the others stay as they are
 
-ALL = "all"
-MODEL_CHOICES = [("Compare all", ALL), *((model_title(name), name) for name in ALL_MODELS)]
-EVIDENCE_CHOICES = [("Where the detector looks", DETECTOR), *((label, label) for label in LABEL2ID)]
-COLUMNS = ["Model", "First", "Second", "Third", "Accuracy (95 % interval)", "ms", "MB"]
+MODEL_CHOICES = [(model_title(name), name) for name in SHOWN_MODELS]
+SOURCE_CHOICES = [(model_title(name), name) for name in (DETECTOR, *SHOWN_MODELS)]
+DEFAULT_TOP_K = 5
 RESULT_LIFETIME = 900  # seconds that a session's result is kept
 
-FORMATS = "DICOM, 8/16-bit PNG, JPEG, TIFF, BMP, WebP, GIF"
-HINT = "Upload or paste an X-ray, or pick an example."
-LOADING = "Loading the models. The first result takes a little longer."
-RESULT_EXPIRED = "This result has expired. Classify the image again to change what is shown."
+FORMATS = (
+    "DICOM, PNG or TIFF with 8 or 16 bits, JPEG, BMP, WebP or GIF. You can also paste an image. Uploads are "
+    "deleted after 15 minutes."
+)
+LOADING = "Loading the models. The first answer takes a little longer."
+RESULT_EXPIRED = "This answer has expired. Upload the X-ray again."
+MANY = "Classify several X-rays, or a ZIP of them, in the Batch tab."
 SET_OPACITY = "value => document.documentElement.style.setProperty('--opacity', value / 100)"
+# On a phone, the answer is below the upload.
+SCROLL = """() => matchMedia("(max-width: 700px)").matches &&
+    document.querySelector("#viewer .stage, #message .message")?.scrollIntoView({ behavior: "smooth" })"""
 
 
 class PredictTab:
-    """The tab's components and handlers, on the Blocks `page`; `examples` are (label, path of an image)."""
+    """The tab's components and handlers, in the current Blocks."""
 
-    def __init__(
-        self, page: gr.Blocks, pipeline: InferencePipeline, examples: Sequence[tuple[str, Path]]
-    ) -> None:
+    def __init__(self, pipeline: InferencePipeline) -> None:
         self._pipeline = pipeline
-        self._examples = examples
         self._lay_out()
-        self._connect(page)
+        self._connect()
 
     def _lay_out(self) -> None:
         self.result = gr.State(None, time_to_live=RESULT_LIFETIME)
         with gr.Row():
-            with gr.Column(scale=1, min_width=280):
+            with gr.Column(scale=5, min_width=320):
                 # gr.Image would clip 16-bit images to white before the library reads them.
                 self.upload = gr.File(
-                    label="X-ray images", file_count="multiple", height=160, elem_classes="upload-box"
+                    label="Your X-ray", file_count="multiple", elem_id="upload", elem_classes="upload-box"
                 )
-                gr.Markdown(FORMATS, elem_classes="facts")
-                # Allow custom values: Gradio rejects choices that it has forgotten with the session.
-                self.selected = gr.Dropdown(
-                    [],
-                    label="Image to analyze",
-                    visible=False,
-                    elem_id="image-select",
-                    allow_custom_value=True,
+                gr.Markdown(FORMATS, elem_classes="facts", elem_id="formats")
+                self.viewer = gr.HTML(
+                    None, html_template=VIEWER_HTML, js_on_load=VIEWER_JS, elem_id="viewer", visible=False
                 )
-                self.model = gr.Radio(MODEL_CHOICES, value=ALL, label="Model", elem_id="model")
-                self.top_k = gr.Slider(1, len(LABEL2ID), value=3, step=1, label="Number of predictions")
-                self.classify_button = gr.Button("Classify", variant="primary")
-                gr.Examples(
-                    [[[str(path)]] for _, path in self._examples],
-                    self.upload,
-                    example_labels=[label for label, _ in self._examples],
-                    label="Examples",
-                    cache_examples=False,
-                )
-            with gr.Column(scale=3, min_width=280):
-                self.message = gr.HTML(render_message(HINT), elem_id="message")
-                self.anyway_button = gr.Button("Classify anyway", visible=False, elem_id="classify-anyway")
-                self.predictions = gr.HTML(elem_id="predictions")
-                self.comparison = gr.HTML(elem_id="comparison")
-                self.images = gr.HTML(elem_id="images")
-                with gr.Column(visible=False) as self.explanation:
-                    self.label = gr.Dropdown(EVIDENCE_CHOICES, label="Show evidence for", elem_id="cam-label")
-                    self.opacity = gr.Slider(
-                        0, 100, value=60, step=1, label="Overlay opacity (%)", elem_id="cam-opacity"
+            with gr.Column(scale=4, min_width=320):
+                self.live = gr.HTML(render_live(""), elem_id="live")
+                self.message = gr.HTML(elem_id="message")
+                self.batch_button = gr.Button("Open in Batch", variant="primary", visible=False)
+                self.anyway_button = gr.Button("Classify anyway", visible=False)
+                with gr.Column() as self.start:
+                    gr.Markdown("## Or try one of these", elem_id="try")
+                    self.examples = gr.Gallery(
+                        [(str(path), caption) for path, caption in EXAMPLES],
+                        columns=3,
+                        object_fit="cover",
+                        allow_preview=False,
+                        show_label=False,
+                        interactive=False,
+                        buttons=[],
+                        elem_id="examples",
                     )
-                    self.cams = gr.HTML(elem_id="cams")
+                    gr.Markdown(ATTRIBUTION, elem_classes="facts")
+                with gr.Column(visible=False) as self.answer:
+                    self.verdict = gr.HTML(elem_id="verdict")
+                    self.matrix = gr.HTML(elem_id="matrix")
+                    with gr.Accordion(
+                        "Show evidence on the X-ray", open=False, elem_id="evidence"
+                    ) as self.evidence:
+                        with gr.Row():
+                            self.source = gr.Dropdown(SOURCE_CHOICES, value=DETECTOR, label="Evidence of")
+                            self.label = gr.Dropdown(list(LABEL2ID), label="Type", interactive=True)
+                        self.legend = gr.HTML()
+                        self.opacity = gr.Slider(
+                            0, 100, value=60, step=1, label="Opacity (%)", elem_id="opacity"
+                        )
+                        self.inputs = gr.HTML()
+                    with gr.Accordion("What the types mean", open=False):
+                        gr.Markdown("\n".join(f"- **{c.label}**: {c.description}" for c in CLASSES))
+                    with gr.Accordion("Options", open=False, elem_id="options"):
+                        self.model = gr.Radio(
+                            MODEL_CHOICES, value=ENSEMBLE, label="Answer of", elem_id="model"
+                        )
+                        self.top_k = gr.Slider(
+                            1,
+                            len(LABEL2ID),
+                            value=DEFAULT_TOP_K,
+                            step=1,
+                            label="Number of types",
+                            elem_id="top-k",
+                        )
 
-    def _connect(self, page: gr.Blocks) -> None:
-        inputs = [self.upload, self.selected, self.model, self.top_k]
+    def _connect(self) -> None:
+        inputs = [self.upload, self.model, self.top_k]
         outputs: list[Block] = [
-            *(self.result, self.selected, self.message, self.anyway_button, self.predictions),
-            *(self.comparison, self.images, self.explanation, self.label, self.cams),
+            *(self.result, self.viewer, self.live, self.message, self.batch_button),
+            *(self.anyway_button, self.start, self.answer, self.verdict, self.matrix, self.evidence),
+            *(self.label, self.legend, self.inputs),
         ]
-        gr.on(
-            [self.classify_button.click, self.upload.change, self.selected.input],
-            self.classify,
-            inputs,
-            outputs,
-            trigger_mode="always_last",
-            api_visibility="private",
-            show_progress_on=[self.predictions],
-            concurrency_id=IMAGE_QUEUE,
-        )
-        self.anyway_button.click(
-            self.classify_anyway,
-            inputs,
-            outputs,
-            api_visibility="private",
-            show_progress_on=[self.predictions],
-            concurrency_id=IMAGE_QUEUE,
-        )
+        options: dict[str, Any] = {
+            "api_visibility": "private",
+            "show_progress_on": [self.upload],
+            "concurrency_id": IMAGE_QUEUE,
+        }
+        changed = self.upload.change(self.classify, inputs, outputs, trigger_mode="always_last", **options)
+        forced = self.anyway_button.click(self.classify_anyway, inputs, outputs, **options)
+        for answered in (changed, forced):
+            answered.then(None, js=SCROLL, api_visibility="private")
+        self.examples.select(self.pick_example, None, self.upload, **options)
+        silent: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         gr.on(
             # top_k.input, not .release, which the arrow keys never trigger
-            [self.model.change, self.top_k.input, self.label.input],
-            self.update_view,
-            [self.result, self.model, self.top_k, self.label],
-            [self.message, self.predictions, self.comparison, self.cams],
+            [self.model.input, self.top_k.input],
+            self.update_answer,
+            [self.result, self.model, self.top_k],
+            [self.live, self.message, self.verdict, self.matrix],
             trigger_mode="always_last",
-            api_visibility="private",
-            show_progress="hidden",
+            **silent,
         )
-        self.opacity.input(
-            None, self.opacity, js=SET_OPACITY, api_visibility="private", show_progress="hidden"
+        gr.on(
+            [self.evidence.expand, self.source.input, self.label.input],
+            self.show_evidence,
+            [self.result, self.source, self.label],
+            [self.message, self.viewer, self.label, self.legend],
+            trigger_mode="always_last",
+            **silent,
         )
-        page.load(
-            self.on_load, None, [self.model, self.upload], api_visibility="private", show_progress="hidden"
-        )
+        self.evidence.collapse(self.hide_evidence, self.result, self.viewer, **silent)
+        self.opacity.input(None, self.opacity, js=SET_OPACITY, **silent)
+        self.model.input(None, self.model, js="value => setQuery('model', value)", **silent)
+        self.top_k.input(None, self.top_k, js="value => setQuery('top_k', value)", **silent)
 
-    def on_load(self, request: gr.Request) -> tuple[str, list[str]]:
-        """Select the model of a deep link such as ?model=resnet50, and classify the first example."""
-        model = request.query_params.get("model")
-        paths = [str(path) for _, path in self._examples[:1] if path.exists()]  # it may have been deleted
-        return model if model in ALL_MODELS else ALL, paths
+    def pick_example(self, event: gr.SelectData) -> list[str]:
+        """Return the example that was picked as the upload."""
+        return [str(EXAMPLES[event.index][0])]
 
     def classify(
-        self,
-        files: Sequence[str] | None,
-        selected: str | None,
-        model: str,
-        top_k: int,
-        skip_ood_check: bool = False,
+        self, files: Sequence[str] | None, model: str, top_k: int, skip_ood_check: bool = False
     ) -> Iterator[Updates]:
-        """Yield a hint to show while models load, if necessary, and then the result."""
+        """Yield what to show instead of the answer, if necessary, or the answer."""
         if not files:
-            yield {self.selected: gr.update(visible=False), **self._show_nothing(HINT)}
+            yield self._show_nothing()
+            return
+        path = _find(files[0])
+        if len(files) > 1 or is_archive(Path(path)):
+            yield self._show_nothing(MANY) | {self.batch_button: gr.update(visible=True)}
             return
         if not self._pipeline.ready:
-            yield self._show_nothing(LOADING)
-        path_by_name = _name_files(files)
-        name = selected if selected in path_by_name else next(iter(path_by_name))
-        path = self._find(path_by_name[name])
-        selection = {
-            self.selected: gr.update(choices=list(path_by_name), value=name, visible=len(path_by_name) > 1)
-        }
+            gr.Info(LOADING)
         try:
             check_not_expired([path])
             result = self._pipeline.predict(path, name=Path(path).name, skip_ood_check=skip_ood_check)
-            yield selection | self._show_result(result, model, top_k)
+            yield self._show_result(result, model, top_k)
         except FractureError as error:
-            yield selection | self._show_nothing(str(error), "error")
+            yield self._show_nothing(str(error), "error")
         except Exception:  # Gradio would leave the hint of before on the page
-            yield selection | self._show_nothing(INTERNAL_ERROR, "error")
+            yield self._show_nothing(INTERNAL_ERROR, "error")
             raise
 
-    def _find(self, path: str) -> str:
-        """Return the path of an upload, or the original of an example whose copy has been deleted."""
-        if Path(path).exists():
-            return path
-        return next((str(source) for _, source in self._examples if is_copy(path, source)), path)
-
-    def classify_anyway(
-        self, files: Sequence[str] | None, selected: str | None, model: str, top_k: int
-    ) -> Iterator[Updates]:
+    def classify_anyway(self, files: Sequence[str] | None, model: str, top_k: int) -> Iterator[Updates]:
         """Classify an image that does not look like a bone X-ray."""
-        yield from self.classify(files, selected, model, top_k, skip_ood_check=True)
+        yield from self.classify(files, model, top_k, skip_ood_check=True)
 
-    def update_view(
-        self, result: ComparisonResult | None, model: str, top_k: int, label: str | None
-    ) -> Updates:
-        """Show a result for another model, number of predictions or class, without another prediction."""
+    def update_answer(self, result: ComparisonResult | None, model: str, top_k: int) -> Updates:
+        """Show an answer for another model or number of types, without another prediction."""
         if result is None:
-            if not label:
-                return gr.skip()
-            # The browser still has the label of a result that the server has forgotten.
             return {self.message: render_message(RESULT_EXPIRED)}
-        return self._show_selection(result, model, top_k, label)
+        return self._answer(result, model, top_k)
 
-    def _show_nothing(self, text: str, kind: Literal["hint", "error"] = "hint") -> Updates:
+    def show_evidence(self, result: ComparisonResult | None, source: str, label: str) -> Updates:
+        """Lay the evidence of a model or of the detector over the X-ray."""
+        if result is None:
+            return {self.message: render_message(RESULT_EXPIRED)}
+        if (result.fracture if source == DETECTOR else result.predictions.get(source)) is None:
+            legend = render_message(f"{model_title(source)} gave no answer for this X-ray.")
+            return {self.viewer: view(result), self.legend: legend}
+        return {
+            self.viewer: view(result, source, label),
+            self.label: gr.update(visible=source != DETECTOR),  # it looks for a fracture of any type
+            self.legend: render_legend(source, label),
+        }
+
+    def hide_evidence(self, result: ComparisonResult | None) -> Any:
+        """Show the X-ray alone."""
+        return view(result) if result else gr.skip()
+
+    def _show_nothing(self, text: str = "", kind: Literal["hint", "error"] = "hint") -> Updates:
+        """Show the start of a visit, with a message."""
         hidden = gr.update(visible=False)
         return {
             self.result: None,
-            self.label: None,
+            self.viewer: gr.update(value=None, visible=False),
+            self.live: render_live(text),
             self.message: render_message(text, kind),
+            self.batch_button: hidden,
             self.anyway_button: hidden,
-            self.explanation: hidden,
-            self.predictions: "",
-            self.comparison: "",
-            self.images: "",
-            self.cams: "",
+            self.start: gr.update(visible=True),
+            self.answer: hidden,
         }
 
     def _show_result(self, result: ComparisonResult, model: str, top_k: int) -> Updates:
-        shown = result.predictions.get(ENSEMBLE if model == ALL else model) or result.top_prediction
-        label = shown.label if shown else DETECTOR if result.fracture else None
+        shown = _choose(result, model)
         return {
             self.result: result,
+            self.viewer: gr.update(value=view(result), visible=True),
             self.message: render_warnings(result.warnings),
+            self.batch_button: gr.update(visible=False),
             self.anyway_button: gr.update(visible=result.is_rejected),
-            self.images: render_images(result),
-            self.explanation: gr.update(visible=bool(label)),
-            self.label: label,
-            **self._show_selection(result, model, top_k, label),
+            self.start: gr.update(visible=False),
+            self.answer: gr.update(visible=not result.is_rejected),
+            self.evidence: gr.update(open=False),
+            self.label: shown.label if shown else None,
+            self.legend: "",
+            self.inputs: render_inputs(result),
+            **self._answer(result, model, top_k),
         }
 
-    def _show_selection(self, result: ComparisonResult, model: str, top_k: int, label: str | None) -> Updates:
-        """Return the components that depend on the selected model, number of predictions and class."""
-        if not (result.predictions or result.failures):
-            return {self.predictions: "", self.comparison: "", self.cams: ""}
-        names = ALL_MODELS if model == ALL else (model,)
-        view: Updates = {
-            self.predictions: render_predictions(result, names, top_k),
-            self.comparison: _comparison_table(result.predictions.values()) if model == ALL else "",
-            self.cams: _evidence(result, names, label) if label else "",
+    def _answer(self, result: ComparisonResult, model: str, top_k: int) -> Updates:
+        """Return the components that depend on the chosen model and number of types."""
+        shown = _choose(result, model)
+        names = ALL_MODELS if model == ENSEMBLE else (model,)
+        spoken = [*result.warnings, result.fracture.message if result.fracture else ""]
+        return {
+            self.live: render_live(" ".join((*spoken, summarize_answer(result, names)))),
+            self.verdict: render_verdict(result, names, shown.label if shown else None),
+            self.matrix: render_matrix(result, shown or result.top_prediction, top_k),
         }
-        return view
 
 
-def _name_files(paths: Sequence[str]) -> dict[str, str]:
-    """Return {name to show: path}; names are numbered if there are several."""
-    if len(paths) == 1:
-        return {Path(paths[0]).name: paths[0]}
-    return {f"{i}. {Path(path).name}": path for i, path in enumerate(paths, 1)}
+def _choose(result: ComparisonResult, model: str) -> Prediction | None:
+    """Return the prediction that answers: the best that there is in place of an ensemble that failed."""
+    return result.top_prediction if model == ENSEMBLE else result.predictions.get(model)
 
 
-def _evidence(result: ComparisonResult, names: Iterable[str], label: str) -> str:
-    """Return the maps for one of EVIDENCE_CHOICES."""
-    return render_heatmap(result) if label == DETECTOR else render_cams(result, names, label)
-
-
-def _comparison_table(predictions: Iterable[Prediction]) -> str:
-    rows: list[list[Cell]] = []
-    for p in predictions:
-        top_three = [(f"{s.label} {percent(s.probability)}", s.probability) for s in p.scores[:3]]
-        info = p.info
-        rows.append(
-            [
-                info.title,
-                *top_three,
-                (info.accuracy.percent(), info.accuracy.value or 0),
-                (f"{p.milliseconds:.1f}", p.milliseconds),
-                (f"{info.size_bytes / 1e6:.1f}", info.size_bytes),
-            ]
-        )
-    return render_table(COLUMNS, rows, "Model comparison")
+def _find(path: str) -> str:
+    """Return the path of an upload, or the original of an example whose copy has been deleted."""
+    if Path(path).exists():
+        return path
+    return next((str(source) for source, _ in EXAMPLES if is_copy(path, source)), path)

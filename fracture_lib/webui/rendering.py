@@ -2,9 +2,9 @@
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import fracture_lib
-from fracture_lib.inference.batch import BatchRow
+from fracture_lib.inference.batch import BatchRow, RowStatus
 from fracture_lib.inference.fracture import DETECTOR_NOTE
 from fracture_lib.inference.prediction import ComparisonResult, Prediction, summarize_types
 from fracture_lib.io.image import preprocess
@@ -20,51 +20,59 @@ from fracture_lib.io.views import LETTERBOX
 from fracture_lib.labels import CLASSES, LABEL2ID
 from fracture_lib.models.functional import EPSILON
 from fracture_lib.models.model import ModelInfo
-from fracture_lib.registry import model_title
+from fracture_lib.registry import ALL_MODELS, DETECTOR, ENSEMBLE, model_title
 
 __all__ = [
     "CSS",
     "DISCLAIMER",
     "JS",
-    "Cell",
+    "SHOWN_MODELS",
+    "VIEWER_HTML",
+    "VIEWER_JS",
     "percent",
-    "render_cams",
+    "render_chip",
     "render_class_examples",
-    "render_heatmap",
-    "render_images",
+    "render_evidence",
+    "render_image_cell",
+    "render_inputs",
+    "render_legend",
+    "render_live",
+    "render_matrix",
     "render_message",
-    "render_predictions",
     "render_report",
-    "render_table",
+    "render_verdict",
     "render_warnings",
     "shorten",
+    "summarize_answer",
+    "view",
 ]
 
-# What a table cell holds: a text, a number, or (text to show, value to sort by).
-Cell: TypeAlias = str | float | tuple[str, str | float]
-
 FOLDER = Path(__file__).parent
-CSS = (FOLDER / "style.css").read_text(encoding="utf-8")
-JS = (FOLDER / "page.js").read_text(encoding="utf-8")
+CSS, JS, VIEWER_HTML, VIEWER_JS = (
+    (FOLDER / name).read_text(encoding="utf-8")
+    for name in ("style.css", "page.js", "viewer.html", "viewer.js")
+)
 DISCLAIMER = (
     "Not a medical device. Do not use it for diagnosis. The models are often wrong: see their measured "
     f"accuracy. {DETECTOR_NOTE}"
 )
 SUPPORT, AGAINST = (255, 140, 0), (60, 140, 255)  # orange and blue: distinct in every colour vision
-MAX_NAME = 100  # characters of a file's name that are shown
-PREVIEW_SIDE, CAM_SIDE = 640, 384  # pixels of the images as sent to the browser
+SHOWN_MODELS = (ENSEMBLE, *(name for name in ALL_MODELS if name != ENSEMBLE))  # in the order of the page
+REPORT_CLASSES = 3  # per image in the printed report
+FIGURE_SIDE, OVERLAY_SIDE, THUMBNAIL_SIDE = 384, 384, 48  # pixels, as sent to the browser
+SHORT_NAME = 28  # characters of a name in a table
 MIN_HEAT = 0.5  # probability of a fracture at a place that is opaque, so that a map without one stays faint
-NO_HEATMAP = "The fracture detector gave no answer for this image."
+TRANSPARENT = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 
 
-def percent(share: float, digits: int = 0) -> str:
-    """Return a share in 0..1 as "23 %"."""
-    return f"{100 * share:.{digits}f} %"
+def percent(share: float) -> str:
+    """Return a share in 0..1 as "23 %", which no line break divides."""
+    return f"{100 * share:.0f}\u00a0%"
 
 
-def shorten(name: str) -> str:
-    """Return a name to display: one longer than MAX_NAME loses its middle."""
-    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME // 3]}\u2026{name[-2 * MAX_NAME // 3 :]}"
+def shorten(name: str, length: int = 100) -> str:
+    """Return a name to display: one longer than `length` characters loses its middle."""
+    return name if len(name) <= length else f"{name[: length // 3]}\u2026{name[-2 * length // 3 :]}"
 
 
 _environment = Environment(
@@ -76,12 +84,12 @@ _environment.globals |= {
     "descriptions": {c.label: c.description for c in CLASSES},
     "disclaimer": DISCLAIMER,
 }
-_environment.filters["shorten"] = shorten
+_environment.filters |= {"shorten": shorten, "nobreak": lambda text: text.replace(" %", "\u00a0%")}
 
 
 def _render(macro: str, **values: Any) -> str:
     """Return the HTML of a macro of components.html."""
-    return str(getattr(_environment.get_template("components.html").module, macro)(**values))
+    return str(getattr(_environment.get_template("components.html").module, macro)(**values)).strip()
 
 
 def render_message(text: str, kind: Literal["hint", "warning", "error"] = "hint") -> str:
@@ -89,45 +97,94 @@ def render_message(text: str, kind: Literal["hint", "warning", "error"] = "hint"
     return _render("message", text=text, kind=kind) if text else ""
 
 
+def render_live(text: str) -> str:
+    """Return a text that only screen readers announce; it must replace another one."""
+    return _render("live", text=text)
+
+
 def render_warnings(warnings: Sequence[str]) -> str:
     """Return one warning as a paragraph, several as a list, or nothing."""
     return _render("warnings", warnings=warnings) if warnings else ""
 
 
-def render_predictions(result: ComparisonResult, names: Sequence[str], top_k: int) -> str:
-    """Return what the fracture detector sees, the summary of the models `names`, and one card for each.
+def render_verdict(result: ComparisonResult, names: Sequence[str], label: str | None) -> str:
+    """Return what the detector sees, the summary of the models `names`, and what the class `label` means."""
+    return _render("verdict", fracture=result.fracture, summary=summarize_answer(result, names), label=label)
 
-    A card shows the model's top k classes, or why it failed.
+
+def summarize_answer(result: ComparisonResult, names: Sequence[str]) -> str:
+    """Return the summary of the models `names`; that of a single model names it."""
+    summary = summarize_types(result, names)
+    return f"{model_title(names[0])}: {summary}" if summary and len(names) == 1 else summary
+
+
+def render_matrix(result: ComparisonResult, ranking: Prediction | None, top_k: int) -> str:
+    """Return each model's probabilities of the `top_k` classes of `ranking`, and why models failed.
+
+    It names the source of weights that did not come with the app.
     """
+    predictions = [result.predictions[name] for name in SHOWN_MODELS if name in result.predictions]
+    by_label = [{score.label: score.probability for score in p.scores} for p in predictions]
+    columns = [
+        {"title": p.info.title, "accuracy": p.info.accuracy.value, "is_chosen": p is ranking}
+        for p in predictions
+    ]
+    rows = [
+        (
+            score.label,
+            [
+                {"probability": shares[score.label], "is_top": p.label == score.label}
+                for p, shares in zip(predictions, by_label, strict=True)
+            ],
+        )
+        for score in (ranking.scores[:top_k] if ranking else ())
+    ]
     return _render(
-        "predictions",
-        fracture=result.fracture,
-        summary=summarize_types(result, names),
-        cards=[(p, p.scores[:top_k]) for p in _select(result.predictions, names).values()],
-        failures=_select(result.failures, names),
+        "matrix",
+        columns=columns,
+        rows=rows,
+        failures=result.failures,
+        sources=[(p.info.title, p.source) for p in predictions if p.source.kind != "bundle"],
     )
 
 
-def _select(by_name: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    return {name: by_name[name] for name in names if name in by_name}
+def view(result: ComparisonResult, source: str | None = None, label: str = "") -> dict[str, Any]:
+    """Return what viewer.html shows: the X-ray and, with a `source`, its evidence for the class `label`.
+
+    A source is the fracture detector, which has evidence for a fracture of any class, or a model.
+    """
+    overlay = _overlay_uri(result, source, label) if source else ""
+    width, height = result.preview.size
+    return {
+        "xray": _jpeg(result.preview),
+        "width": width,
+        "height": height,
+        "overlay": overlay or TRANSPARENT,
+        "overlay_alt": _describe_evidence(source, label) if source and overlay else "",
+    }
 
 
-def render_table(columns: Sequence[str], rows: Iterable[Sequence[Cell]], caption: str) -> str:
-    """Return a table that sorts by a click on a heading."""
-    cells = [[cell if isinstance(cell, tuple) else (cell, cell) for cell in row] for row in rows]
-    return _render("table", columns=columns, rows=cells, caption=caption)
+def render_legend(source: str, label: str) -> str:
+    """Return what the colours of evidence mean."""
+    is_detector = source == DETECTOR
+    return _render("legend", label="" if is_detector else label, source=model_title(source))
 
 
-def render_images(result: ComparisonResult) -> str:
-    """Return the image as read beside the exact model inputs, its views in a row."""
+def render_inputs(result: ComparisonResult) -> str:
+    """Return the exact model inputs, the views of the image in a row."""
     views = Image.fromarray((255 * np.hstack(list(result.pixels)) + 0.5).astype(np.uint8))
-    return _render(
-        "images",
-        preview=_jpeg(result.preview, PREVIEW_SIDE),
-        views=_png(views),
-        n_views=len(result.pixels),
-        size=views.height,
-    )
+    return _render("inputs", views=_png(views), n_views=len(result.pixels), size=views.height)
+
+
+def render_image_cell(result: ComparisonResult | None, name: str) -> str:
+    """Return a small image, if it could be read, and its name for a table."""
+    thumbnail = _jpeg(result.preview, THUMBNAIL_SIDE) if result else ""
+    return _render("image_cell", thumbnail=thumbnail, name=name, short=shorten(name, SHORT_NAME))
+
+
+def render_chip(status: RowStatus) -> str:
+    """Return the status of an image for a table."""
+    return _render("chip", status=status)
 
 
 def render_class_examples(rows: Iterable[tuple[str, int, str | Path]]) -> str:
@@ -139,41 +196,47 @@ def render_class_examples(rows: Iterable[tuple[str, int, str | Path]]) -> str:
     return _render("class_examples", examples=examples)
 
 
-def render_cams(result: ComparisonResult, names: Iterable[str], label: str) -> str:
-    """Return each model's class activation map for `label`, laid over the image; nothing without one."""
-    predictions: dict[str, Prediction] = _select(result.predictions, names)
-    if not predictions:
-        return ""
-    overlays = [
-        (name, _probability(p, label), _png(_overlay(p.cam[LABEL2ID[label]], result.preview.size)))
-        for name, p in predictions.items()
-    ]
-    return _render("cams", preview=_jpeg(result.preview, CAM_SIDE), overlays=overlays, label=label)
+def render_evidence(result: ComparisonResult, sources: Iterable[str], label: str) -> str:
+    """Return the image with the evidence of each source laid over it, as far as there is any."""
+    xray = _jpeg(result.preview, FIGURE_SIDE)
+    figures = []
+    for source in sources:
+        if overlay := _overlay_uri(result, source, label):
+            text = _describe_evidence(source, label)
+            caption = f"{text}: {percent(_probability(result, source, label))}"
+            figures.append(_render("overlaid", xray=xray, overlay=overlay, alt=text, caption=caption))
+    return "".join(figures)
 
 
-def render_heatmap(result: ComparisonResult) -> str:
-    """Return where the fracture detector looks, laid over the image, or that there is no such map."""
-    if result.fracture is None:
-        return render_message(NO_HEATMAP)
-    return _render(
-        "heatmap",
-        preview=_jpeg(result.preview, CAM_SIDE),
-        overlay=_png(_overlay(result.fracture.heatmap, result.preview.size, MIN_HEAT)),
-        probability=result.fracture.probability,
-    )
+def _describe_evidence(source: str, label: str) -> str:
+    return "Where the detector looks" if source == DETECTOR else f"{model_title(source)}, {label}"
 
 
-def _probability(prediction: Prediction, label: str) -> float:
-    return next(score.probability for score in prediction.scores if score.label == label)
+def _probability(result: ComparisonResult, source: str, label: str) -> float:
+    if source == DETECTOR:
+        return result.fracture.probability if result.fracture else 0.0
+    return next(s.probability for s in result.predictions[source].scores if s.label == label)
+
+
+def _overlay_uri(result: ComparisonResult, source: str, label: str) -> str:
+    """Return the evidence of a source as a data URI, or nothing if it gave no answer."""
+    if source == DETECTOR:
+        return (
+            _png(_overlay(result.fracture.heatmap, result.preview.size, MIN_HEAT)) if result.fracture else ""
+        )
+    prediction = result.predictions.get(source)
+    return _png(_overlay(prediction.cam[LABEL2ID[label]], result.preview.size)) if prediction else ""
 
 
 def _overlay(values: NDArray[np.float32], size: tuple[int, int], min_scale: float = EPSILON) -> Image.Image:
-    """Turn a map [h, w] of an image into RGBA of `size`: orange above zero, blue below.
+    """Turn a map [h, w] of an image of `size` into RGBA: orange above zero, blue below.
 
     The largest absolute value is opaque, if it is at least `min_scale`.
     """
+    scale = min(1, OVERLAY_SIDE / max(size))
+    width, height = (max(1, round(side * scale)) for side in size)
     # Not bicubic, which would overshoot: blue around a place that supports.
-    strength = np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
+    strength = np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR))
     strength = strength / max(np.abs(strength).max(), min_scale)
     rgba = np.empty((*strength.shape, 4), np.uint8)
     rgba[..., :3] = np.where(strength[..., None] > 0, SUPPORT, AGAINST)
@@ -189,14 +252,16 @@ def render_report(rows: Sequence[BatchRow], date: str, summary: str) -> str:
         if not (result := row.result):
             continue
         top = result.top_prediction
+        label = top.label if top else ""
+        sources = [DETECTOR, *([top.model] if top else [])]
         pages.append(
             {
                 "row": row,
-                "result": result,
-                "summary": summarize_types(result),
-                "images": render_images(result),
-                "heatmap": render_heatmap(result) if result.fracture else "",
-                "cams": render_cams(result, result.predictions, top.label) if top else "",
+                "warnings": result.warnings,
+                "xray": _jpeg(result.preview, FIGURE_SIDE),
+                "evidence": render_evidence(result, sources, label),
+                "verdict": render_verdict(result, list(result.predictions), label or None),
+                "matrix": render_matrix(result, top, REPORT_CLASSES),
             }
         )
         models |= {name: prediction.info for name, prediction in result.predictions.items()}
@@ -215,10 +280,11 @@ def _png(image: Image.Image) -> str:
     return _data_uri(image, "PNG")
 
 
-def _jpeg(image: Image.Image, side: int) -> str:
-    small = image.copy()
-    small.thumbnail((side, side))
-    return _data_uri(small, "JPEG", quality=90)
+def _jpeg(image: Image.Image, side: int | None = None) -> str:
+    if side:
+        image = image.copy()
+        image.thumbnail((side, side))
+    return _data_uri(image, "JPEG", quality=90)
 
 
 def _data_uri(image: Image.Image, kind: str, **options: Any) -> str:

@@ -63,7 +63,6 @@ OPEN_API_ROUTES = {
 OPEN_PREFIXES = (
     *("/assets/", "/static/", "/svelte/"),
     *(f"{API}call/", f"{API}heartbeat/", FILE_ROUTE),
-    f"{API}run/",  # loads an example; `queue(api_open=False)` makes Gradio reject all other calls to it
 )
 
 DISK_FULL = "The server has no room for uploads. Try again in 20 minutes."

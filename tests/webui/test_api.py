@@ -157,7 +157,7 @@ def test_result_in_the_documentation_has_the_keys_of_a_real_one(image_path):
 def misconfigured(monkeypatch) -> Iterator[App]:
     """A page whose resnet50 has an invalid repository."""
     monkeypatch.setenv("FRACTURE_HUB_RESNET50", "no revision")
-    page = build_page(InferencePipeline(), []).queue()
+    page = build_page(InferencePipeline()).queue()
     _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
     yield App(url)
     page.close()
@@ -218,7 +218,7 @@ def busy(image_path, tmp_path) -> Iterator[BusyPage]:
     path = tmp_path / "blocked.png"
     path.write_bytes(image_path.read_bytes())
     pipeline = BlockingPipeline()
-    page = build_page(pipeline, [("example", image_path)]).queue(max_size=1, default_concurrency_limit=1)
+    page = build_page(pipeline).queue(max_size=1, default_concurrency_limit=1)
     _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
     try:
         yield BusyPage(url, pipeline, Client(url, verbose=False), handle_file(path))

@@ -3,6 +3,8 @@
 import re
 import zipfile
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import numpy as np
@@ -10,13 +12,13 @@ import pytest
 
 import fracture_lib
 from fracture_lib.data.synthetic import synthetic_radiograph
-from fracture_lib.inference.batch import BatchRow
+from fracture_lib.inference.batch import BatchRow, list_inputs
 from fracture_lib.inference.fracture import FractureResult
 from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.registry import ALL_MODELS, model_title
 from fracture_lib.webui import batch_tab
-from fracture_lib.webui.batch_tab import BatchTab, render_rows
-from fracture_lib.webui.rendering import render_report
+from fracture_lib.webui.batch_tab import BatchTab, table_rows
+from fracture_lib.webui.rendering import percent, render_report
 from tests.helpers.images import encode_image
 from tests.helpers.resource_limits import full_disk
 
@@ -28,20 +30,25 @@ def tab() -> BatchTab:
 
 
 def test_run_without_images_shows_what_to_do(tab):
-    [(message, table, *_)] = tab.run(None, False)
-    assert "Add images or a ZIP first." in message and not table
+    [(inputs, message, table, *_)] = tab.run(None, False)
+    assert "Add images or a ZIP first." in message and not table["visible"] and not inputs
 
 
 def test_run_with_expired_upload_says_so(tab, image_path, tmp_path):
-    [(message, table, *_)] = tab.run([str(image_path), str(tmp_path / "gone.png")], False)
-    assert "Your upload has expired. Please upload it again." in message and not table
+    [(_, message, table, *_)] = tab.run([str(image_path), str(tmp_path / "gone.png")], False)
+    assert "Your upload has expired. Please upload it again." in message and not table["visible"]
 
 
 def test_run_on_full_disk_shows_the_table_without_downloads(tab, image_path):
     with full_disk(500):
-        *_, (message, table, *downloads) = tab.run([str(image_path)], False)
-    assert "The disk is full" in message and image_path.name in table
+        *_, (_, message, table, *downloads) = tab.run([str(image_path)], False)
+    assert "The disk is full" in message and image_path.name in table["value"][0][0]
     assert [button["visible"] for button in downloads] == [False, False]
+
+
+def test_clear_removes_the_results(tab):
+    inputs, message, *others = tab.clear()
+    assert not inputs and not message and [update["visible"] for update in others] == [False] * 3
 
 
 def test_run_ends_with_a_tally_and_what_was_left_out(tab, tmp_path, monkeypatch):
@@ -52,10 +59,11 @@ def test_run_ends_with_a_tally_and_what_was_left_out(tab, tmp_path, monkeypatch)
         archive.writestr("骨/IM1.png", encode_image(synthetic_radiograph("Spiral")))
         archive.writestr("bad.png", b"text")
         archive.writestr("viewer.dll", b"MZ")
-    *_, (message, table, _, _) = tab.run([str(path)], False)
+    *_, (inputs, message, table, _, _) = tab.run([str(path)], False)
     expected = "2 images: 1 answered, 1 unreadable. 1 file in disc.zip is not an image and was left out."
     assert expected in message and expected in written["fracture-types.html"].decode()
-    assert "骨/IM1.png" in table and "unreadable" in table
+    assert "骨/IM1.png" in table["value"][0][0] and "unreadable" in table["value"][1][2]
+    assert [item.name for item in inputs] == ["骨/IM1.png", "bad.png"]
     assert written["fracture-types.csv"].startswith(
         "\ufeffimage,status,fracture,fracture_probability,model".encode()
     )
@@ -78,12 +86,29 @@ def result(image_path):
     return InferencePipeline().predict(image_path)
 
 
-def rows_of(html):
-    """The texts of the cells of each row."""
-    return [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in html.split("<tr>")[2:]]
+def test_open_row_gives_the_file_of_the_row_that_was_clicked(tab, image_path, tmp_path):
+    path = tmp_path / "disc.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("folder/IM1.png", encode_image(synthetic_radiograph("Spiral")))
+    inputs = list_inputs([image_path, path]).inputs
+    for number, name in ((1, image_path.name), (2, "IM1.png")):
+        event = SimpleNamespace(index=[0, 0], row_value=["", number])  # sorted, so the position is another
+        for [opened], tabs in tab.open_row(inputs, event):
+            assert Path(opened).name == name and fracture_lib.preprocess(opened).shape[1:] == (128, 128)
+            assert tabs["selected"] == "single"
 
 
-def test_render_rows_with_failed_models_keeps_each_answer_in_its_column(result):
+def test_open_row_of_an_expired_batch_changes_nothing(tab):
+    [(opened, tabs)] = tab.open_row((), SimpleNamespace(index=[0, 0], row_value=["", 1]))
+    assert "value" not in opened and "selected" not in tabs
+
+
+def answers(row: BatchRow) -> dict[str, str | int]:
+    [cells] = table_rows([row])
+    return dict(zip((name for name, _, _ in batch_tab.COLUMNS), cells, strict=True))
+
+
+def test_table_with_failed_models_keeps_each_answer_in_its_column(result):
     failing = ("pytorch-cnn", "tensorflow-cnn", "ensemble")
     partly = replace(
         result,
@@ -92,29 +117,30 @@ def test_render_rows_with_failed_models_keeps_each_answer_in_its_column(result):
         warnings=("The first of 2 frames.",),
         fracture=FractureResult("none", 0.03, np.zeros((32, 32), np.float32), 0.06),
     )
-    [cells] = rows_of(render_rows([BatchRow("x.png", partly)]))
-    answer = dict(zip(batch_tab.COLUMNS, cells, strict=True))
-    assert answer["Status"] == "answered" and answer["Fracture"] == "none seen 3 %"
-    assert [answer[model_title(name)] for name in failing] == 3 * ["failed"]
+    answer = answers(BatchRow("x.png", partly))
+    assert ">answered<" in answer["Status"] and answer["Fracture"] == f"none seen {percent(0.03)}"
+    assert [answer[name] for name in ("Answer", *map(model_title, failing[:2]))] == 3 * ["failed"]
     assert answer["ResNet50 in TensorFlow"].startswith(result.predictions["resnet50"].label)
-    assert "The first of 2 frames." in answer["Summary"]
-    assert answer["Summary"].count("The model is damaged.") == 1
+    assert "The first of 2 frames." in answer["Notes"]
+    assert answer["Notes"].count("The model is damaged.") == 1
 
 
-def test_render_rows_shows_why_an_image_has_no_predictions(result):
+def test_table_shows_in_its_second_column_why_an_image_has_no_answer(result):
     failures = dict.fromkeys(ALL_MODELS, "No weights.")
     failed = replace(result, predictions={}, failures=failures, fracture=None)
-    rows = [BatchRow("bad.png", None, "The file is empty."), BatchRow("other.png", failed)]
-    unreadable, all_failed = rows_of(render_rows(rows))
-    assert unreadable[:2] == ["bad.png", "unreadable"] and unreadable[-1] == "The file is empty."
-    assert (
-        all_failed[1:-1] == ["failed", "", *len(ALL_MODELS) * ["failed"]] and "No weights." in all_failed[-1]
-    )
+    unreadable = answers(BatchRow("bad.png", None, "The file is empty."))
+    assert "bad.png" in unreadable["X-ray"] and ">unreadable<" in unreadable["Status"]
+    assert unreadable["Answer"] == "The file is empty." and unreadable["Fracture"] == ""
+    failed_row = answers(BatchRow("other.png", failed))
+    assert failed_row["Answer"] == "failed" and "No weights." in failed_row["Notes"]
 
 
-def test_render_rows_shortens_a_long_name_in_its_middle(result):
-    [[name, *_]] = rows_of(render_rows([BatchRow("first/" + 500 * "n" + "/last", result)]))
-    assert name.startswith("first/") and name.endswith("/last") and len(name) < 110
+def test_table_shortens_a_long_name_in_its_middle_and_keeps_it_as_title(result):
+    name = "first/" + 500 * "n" + "/last.png"
+    cell = answers(BatchRow(name, result))["X-ray"]
+    shown = re.sub("<.*?>", "", cell)
+    assert shown.startswith("first/") and shown.endswith("/last.png") and len(shown) < 40
+    assert f'title="{name}"' in cell and cell.count("<img") == 1
 
 
 def test_report_begins_with_the_tally_the_models_and_what_was_not_classified(result):

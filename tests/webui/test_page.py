@@ -5,7 +5,7 @@ import csv
 import io
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,10 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 import fracture_lib
 from fracture_lib.data.synthetic import synthetic_radiograph
-from fracture_lib.inference.prediction import summarize_types
-from fracture_lib.models.report import EvaluationReport
-from fracture_lib.registry import ALL_MODELS, model_title
+from fracture_lib.inference.prediction import ComparisonResult, summarize_types
+from fracture_lib.registry import ALL_MODELS, ENSEMBLE, model_title
+from fracture_lib.webui.examples import EXAMPLES
+from fracture_lib.webui.rendering import SHOWN_MODELS, percent, summarize_answer
 from tests.helpers import browser as chromium
 from tests.helpers.app_runner import running_app
 from tests.helpers.bad_inputs import BAD_FILES
@@ -29,7 +30,14 @@ pytestmark = pytest.mark.browser
 expect.set_options(timeout=120_000)
 
 TABS = ("Single X-ray", "Batch", "Models")
-PHONE = {"width": 360, "height": 740}
+DESKTOP, TABLET, PHONE = ({"width": w, "height": h} for w, h in ((1366, 900), (820, 1180), (390, 844)))
+MAX_LAYOUT_SHIFT = 0.05
+OBSERVE_SHIFTS = """() => {
+    window.layoutShift = 0;
+    new PerformanceObserver(list => {
+        for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.layoutShift += entry.value;
+    }).observe({ type: "layout-shift" });
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +48,10 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def open_page(browser, app_url) -> Callable[..., Page]:
-    """A function that opens the page and returns it once its first example is classified.
-
-    The page's attribute `foreign_requests` lists requests to any other server.
-    """
+    """A function that opens the page; `foreign_requests` lists requests to any other server."""
     contexts = {}  # by what they emulate: pages of one share a cache, as a visitor's do
 
-    def open_page(query="", dark=False, width=1280, height=900):
+    def open_page(query="", dark=False, width=1366, height=900):
         scheme = "dark" if dark else "light"
         if (scheme, width, height) not in contexts:
             contexts[scheme, width, height] = browser.new_context(
@@ -61,7 +66,7 @@ def open_page(browser, app_url) -> Callable[..., Page]:
             lambda r: None if r.url.startswith(own) else page.foreign_requests.append(r.url),
         )
         page.goto(f"{app_url}/{query}")
-        expect(page.locator("#predictions .card").first).to_be_visible()
+        expect(page.get_by_role("tab", name="Models")).to_be_visible()
         return page
 
     return open_page
@@ -107,53 +112,84 @@ def upload(page: Page, *paths: Path, tab: str = "#single-xray") -> None:
     page.locator(tab).locator("input[type=file]").first.set_input_files([str(p) for p in paths])
 
 
-def shown_predictions(page: Page) -> dict[str, list[tuple[str, str]]]:
-    """Return {model: [(class, per cent)]} of the cards on the page."""
+def pick_example(page: Page, number: int = 0) -> ComparisonResult:
+    """Click on an example; return the library's result for it."""
+    clear(page.locator("#single-xray"))
+    path, caption = EXAMPLES[number]
+    page.locator("#examples").get_by_text(caption, exact=True).click()
+    return fracture_lib.compare(path)
+
+
+def shown_matrix(page: Page) -> dict[str, list[str]]:
+    """Return {type: per cent of each model} of the table on the page."""
     return {
-        card.get_attribute("data-model") or "": re.findall(
-            r"([A-Z][a-z]+)\s+(\d+\.\d) %", card.locator("ol").inner_text()
-        )
-        for card in page.locator("#predictions .card").all()
+        row.locator("th").inner_text(): row.locator("td").all_inner_texts()
+        for row in page.locator("#matrix tbody tr").all()
     }
 
 
-def expect_predictions(
-    page: Page, image: Image.Image, names: Sequence[str] = ALL_MODELS, top_k: int = 3
-) -> None:
-    """Wait until the page shows the library's predictions for `image`."""
-    expected = {
-        name: [(s.label, f"{100 * s.probability:.1f}") for s in prediction.scores[:top_k]]
-        for name, prediction in fracture_lib.compare(image, names).predictions.items()
+def expect_answer(page: Page, result: ComparisonResult, model: str = ENSEMBLE, top_k: int = 5) -> None:
+    """Wait until the page shows a result as the answer of `model`."""
+    names = ALL_MODELS if model == ENSEMBLE else (model,)
+    for selector, text in {
+        ".fracture": result.fracture.message,
+        ".summary": summarize_answer(result, names),
+    }.items():
+        expect(page.locator(f"#verdict {selector}")).to_have_text(text.replace(" %", "\u00a0%"))
+    ranking = result.predictions[model].scores[:top_k]
+    shares = {
+        name: {score.label: score.probability for score in prediction.scores}
+        for name, prediction in result.predictions.items()
     }
-    for name, scores in expected.items():
-        card = page.locator(f"#predictions .card[data-model={name}]")
-        expect(card).to_contain_text(re.compile(rf"{scores[0][0]}\s*{re.escape(scores[0][1])} %"))
-    assert shown_predictions(page) == expected
+    expected = {s.label: [percent(shares[name][s.label]) for name in SHOWN_MODELS] for s in ranking}
+    expect(page.locator("#matrix tbody tr")).to_have_count(top_k)
+    expect(page.get_by_role("status").filter(has_text=result.fracture.message)).to_have_count(1)
+    assert shown_matrix(page) == expected
 
 
-def expect_summary(page: Page, image: Image.Image, names: Sequence[str] = ALL_MODELS) -> None:
-    """Wait until the detector's sentence and the headline are the library's for `image` and `names`."""
-    result = fracture_lib.compare(image, names)
-    lines = {".fracture": result.fracture.message, ".summary": summarize_types(result)}
-    for selector, text in lines.items():
-        expect(page.locator(f"#predictions {selector}")).to_have_text(text.replace(" %", "\u00a0%"))
-
-
-def decode_image(image: Locator) -> np.ndarray:
-    """Return the greyscale pixels of an <img> with a data URI."""
-    data = base64.b64decode((image.get_attribute("src") or "").split(",", 1)[1])
-    return np.asarray(Image.open(io.BytesIO(data)).convert("L"))
+def expect_start(page: Page) -> None:
+    expect(page.locator("#examples")).to_be_visible()
+    expect(page.locator("#matrix")).to_have_count(0)
 
 
 # Single X-ray
 
 
-def test_first_visit_shows_the_disclaimer_and_classifies_an_example(visit):
-    page = visit()
-    for text in ("Not a medical device", "The types assume a fracture"):
-        expect(page.get_by_text(text).first).to_be_visible()
-    expect_predictions(page, synthetic_radiograph("Spiral"))
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_first_view_needs_no_scrolling_and_answers_nothing(visit, size):
+    page = visit(**size)
+    for text in ("Drop a bone X-ray", "Not a medical device", "of the time in testing"):
+        box = page.get_by_text(text).first.bounding_box()
+        assert box and box["y"] + box["height"] < size["height"], text
+    for selector in ("#upload", "#examples button >> nth=0", "#examples button >> nth=-1"):
+        box = page.locator(selector).bounding_box()
+        assert box and box["y"] + box["height"] <= size["height"], selector
+    expect_start(page)
     assert page.foreign_requests == []
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_answer_fits_one_screen_and_moves_nothing(visit, size):
+    page = visit(**size)
+    page.evaluate(OBSERVE_SHIFTS)
+    expect_answer(page, pick_example(page))
+    stage = page.locator("#viewer .stage")
+    if size == DESKTOP:
+        for element in (
+            stage,
+            page.locator("#matrix"),
+            page.locator("#options"),
+            page.locator("#viewer .tools"),
+        ):
+            box = element.bounding_box()
+            assert box and box["y"] >= 0 and box["y"] + box["height"] <= size["height"]
+        assert stage.bounding_box()["height"] > 450
+    else:  # scrolled to the X-ray, with the verdict below it
+        page.wait_for_function(
+            "Math.abs(document.querySelector('#viewer .stage').getBoundingClientRect().top) < 60"
+        )
+        assert page.locator("#verdict .fracture").bounding_box()["y"] < size["height"]
+    assert page.evaluate("window.layoutShift") < MAX_LAYOUT_SHIFT
 
 
 def image_files(folder: Path) -> Iterator[tuple[Image.Image, Path]]:
@@ -169,94 +205,113 @@ def image_files(folder: Path) -> Iterator[tuple[Image.Image, Path]]:
         yield image, folder / name
 
 
-def test_png_16_bit_png_and_dicom_give_the_same_predictions_and_show_the_model_input(page, tmp_path):
+def decode_image(image: Locator) -> np.ndarray:
+    """Return the greyscale pixels of an <img> with a data URI."""
+    data = base64.b64decode((image.get_attribute("src") or "").split(",", 1)[1])
+    return np.asarray(Image.open(io.BytesIO(data)).convert("L"))
+
+
+def test_png_16_bit_png_and_dicom_give_the_same_answer_and_show_the_model_input(page, tmp_path):
     for image, path in image_files(tmp_path):
         upload(page, path)
         expect(page.locator("#single-xray")).to_contain_text(path.name)
-        expect_predictions(page, image)
-        shown = decode_image(page.locator("#images .model-input"))
+        expect_answer(page, fracture_lib.compare(image))
+        page.locator("#evidence").get_by_text("Show evidence").click()
+        shown = decode_image(page.locator(".model-input"))
         views = np.hstack(list(fracture_lib.preprocess(image)))
         assert np.abs(shown - np.round(255 * views)).max() <= 1
-        assert page.locator("#images .preview").evaluate("e => e.naturalHeight / e.naturalWidth") == 1.5
-    text = page.inner_text("#predictions")
-    assert text.count("bundled weights") == 4 and text.count("Measured accuracy") == 4
+        assert page.locator("#viewer .xray").evaluate("e => e.naturalHeight / e.naturalWidth") == 1.5
 
 
-def test_deep_link_selects_a_model_and_number_of_predictions_is_adjustable(visit):
-    page = visit("?model=resnet50")
-    expect(page.get_by_label("ResNet50 in TensorFlow", exact=True).first).to_be_checked()
-    expect_predictions(page, synthetic_radiograph("Spiral"), ["resnet50"])
-    expect_summary(page, synthetic_radiograph("Spiral"), ["resnet50"])
-    page.get_by_role("spinbutton").first.fill("5")
-    page.get_by_role("spinbutton").first.press("Enter")
-    page.get_by_role("slider").first.press("ArrowRight")
-    expect(page.locator("#predictions .bars li")).to_have_count(6)
+def test_address_holds_the_state_and_restores_it(visit, page):
+    result = pick_example(page)
+    expect_answer(page, result)
+    page.locator("#options").click()
+    page.locator("#model").get_by_label(model_title("resnet50"), exact=True).check()
+    expect_answer(page, result, "resnet50")
+    page.locator("#top-k input[type=number]").fill("7")
+    page.locator("#top-k input[type=number]").press("Enter")
+    expect_answer(page, result, "resnet50", 7)
+    page.get_by_role("tab", name="Batch").click()
+    page.wait_for_url(re.compile("tab=batch"))
+    page.get_by_role("tab", name="Single X-ray").click()
+    page.wait_for_url(lambda url: "tab=" not in url)
+    page.go_back()
+    expect(page.locator("#batch")).to_be_visible()
+    page.go_back()
+    expect(page.locator("#single-xray")).to_be_visible()
+    query = "?" + page.url.partition("?")[2]
+    assert "model=resnet50" in query and "top_k=7" in query
+    restored = visit(query)
+    expect_answer(restored, pick_example(restored), "resnet50", 7)
+    expect(visit("?tab=models&model=nonsense&top_k=x").locator("#accuracy")).to_be_visible()
+    page.locator("#model").get_by_label(model_title(ENSEMBLE), exact=True).check()
+    page.locator("#top-k input[type=number]").fill("5")
+    page.locator("#top-k input[type=number]").press("Enter")
+    expect_answer(page, result)
 
 
-def test_headline_follows_the_chosen_model(page):
-    page.get_by_text("Greenstick (drawing)").click()
-    image = synthetic_radiograph("Greenstick")
-    expect_predictions(page, image)
-    expect_summary(page, image)
-    for name in ("tensorflow-cnn", "ensemble"):
-        page.locator("#model").get_by_label(model_title(name), exact=True).check()
-        expect_predictions(page, image, [name])
-        expect_summary(page, image, [name])
-    page.locator("#model").get_by_label("Compare all", exact=True).check()
-    expect_summary(page, image)
+def test_evidence_is_laid_over_the_xray_for_any_model_and_type(page):
+    result = pick_example(page)
+    expect_answer(page, result)
+    overlay = page.locator("#viewer .overlay")
+    expect(overlay).to_have_attribute("alt", "")
+    page.locator("#evidence").get_by_text("Show evidence").click()
+    expect(overlay).to_have_attribute("alt", "Where the detector looks")
+    assert overlay.bounding_box() == page.locator("#viewer .xray").bounding_box()
+    for label, option in (("Evidence of", model_title("resnet50")), ("Type", "Impacted")):
+        page.locator("#evidence").get_by_label(label, exact=True).click()
+        page.get_by_role("option", name=option, exact=True).click()
+    expect(overlay).to_have_attribute("alt", "ResNet50 in TensorFlow, Impacted")
+    expect(page.locator("#evidence")).to_contain_text("areas support Impacted")
+    page.locator("#opacity input[type=number]").fill("20")
+    expect(overlay).to_have_css("opacity", "0.2")
+    page.locator("#evidence").get_by_text("Show evidence").click()
+    expect(overlay).to_have_attribute("alt", "")
 
 
-def test_comparison_table_sorts_by_any_column(page):
-    table = page.locator("#comparison table")
-    expect(table.locator("tbody tr")).to_have_count(4)
-    heading = table.get_by_role("button", name="Model", exact=True)
-    for order in ("ascending", "descending"):
-        heading.click()
-        expect(table.locator("th").first).to_have_attribute("aria-sort", order)
-        names = table.locator("tbody td:first-child").all_inner_texts()
-        assert names == sorted(names, reverse=order == "descending")
-    table.get_by_role("button", name="MB").click()
-    sizes = [float(text) for text in table.locator("tbody td:last-child").all_inner_texts()]
-    assert sizes == sorted(sizes) and sizes[0] < 2 < 20 < sizes[-1]
+def test_viewer_zooms_moves_and_changes_the_tones_until_the_next_image(page):
+    expect_answer(page, pick_example(page))
+    viewer, stage, xray = (page.locator(f"#viewer {part}") for part in ("", ".stage", ".xray"))
+    height = xray.bounding_box()["height"]
+    viewer.get_by_label("Zoom in").click()
+    assert xray.bounding_box()["height"] == pytest.approx(1.5 * height, rel=0.01)
+    before = xray.bounding_box()
+    stage.focus()
+    page.keyboard.press("ArrowDown")
+    assert xray.bounding_box()["y"] < before["y"]
+    for _ in range(10):  # no further than the edge
+        page.keyboard.press("ArrowUp")
+    assert xray.bounding_box()["y"] == pytest.approx(stage.bounding_box()["y"], abs=2)
+    expect(stage).to_have_css("cursor", "grab")
+    viewer.get_by_label("Invert").check()
+    viewer.get_by_label("Contrast").fill("2")
+    expect(xray).to_have_css("filter", "brightness(1) contrast(2) invert(1)")
+    page.locator("#evidence").get_by_text("Show evidence").click()
+    expect(page.locator("#viewer .overlay")).not_to_have_attribute("alt", "")
+    expect(xray).to_have_css("filter", "brightness(1) contrast(2) invert(1)")
+    page.keyboard.press("Escape")
+    expect_answer(page, pick_example(page, 1))
+    expect(xray).to_have_css("filter", "brightness(1) contrast(1) invert(0)")
+    assert (
+        viewer.get_by_label("Contrast").input_value() == "1"
+        and not viewer.get_by_label("Invert").is_checked()
+    )
+    assert xray.bounding_box()["height"] <= height + 1
 
 
-def test_activation_maps_follow_the_class_and_the_opacity(page):
-    overlays = page.locator("#cams .overlay")
-    expect(overlays).to_have_count(4)
-    before = [image.get_attribute("src") for image in overlays.all()]
-    caption = page.locator("#cams figcaption").first
-    other = "Hairline" if "Hairline" not in caption.inner_text() else "Oblique"
-    page.locator("#cam-label input").click()
-    page.get_by_role("option", name=other).click()
-    expect(caption).to_contain_text(other)
-    after = [image.get_attribute("src") for image in overlays.all()]
-    assert all(old != new for old, new in zip(before, after, strict=True))
-    expect(page.locator("#cams")).to_contain_text(f"Orange areas support {other}")
-    page.locator("#cam-opacity input[type=number]").fill("20")
-    expect(overlays.first).to_have_css("opacity", "0.2")
-
-
-def test_heatmap_of_the_detector_can_be_chosen_and_covers_the_image(page):
-    page.locator("#cam-label input").click()
-    page.get_by_role("option", name="Where the detector looks").click()
-    overlay = page.locator("#cams .overlay")
-    expect(overlay).to_have_count(1)
-    expect(page.locator("#cams figcaption")).to_contain_text("Where the detector looks")
-    assert overlay.bounding_box() == page.locator("#cams .layers img").first.bounding_box()
-
-
-def test_several_images_can_be_analyzed_in_turn(page, tmp_path):
-    images = {label: synthetic_radiograph(label, seed=1) for label in ("Hairline", "Oblique")}
-    for label, image in images.items():
-        image.save(tmp_path / f"{label}.png")
-    upload(page, *(tmp_path / f"{label}.png" for label in images))
-    expect_predictions(page, images["Hairline"])
-    page.locator("#image-select input").click()
-    page.get_by_role("option", name="2. Oblique.png").click()
-    expect_predictions(page, images["Oblique"])
+def test_several_images_move_to_the_batch_tab_with_one_click(page, image_path, tmp_path):
+    second = tmp_path / "second.png"
+    synthetic_radiograph("Greenstick").save(second)
+    upload(page, image_path, second)
+    expect(page.locator("#message")).to_contain_text("Classify several X-rays")
+    page.get_by_role("button", name="Open in Batch").click()
+    page.get_by_role("button", name="Classify all").click()
+    expect(page.locator("#batch-message")).to_contain_text("2 images: 2 answered.")
 
 
 def test_pasted_image_is_classified(page):
+    clear(page.locator("#single-xray"))
     image = synthetic_radiograph("Impacted", seed=2)
     page.evaluate(
         """data => {
@@ -267,12 +322,7 @@ def test_pasted_image_is_classified(page):
         }""",
         base64.b64encode(encode_image(image)).decode(),
     )
-    expect_predictions(page, image)
-
-
-def test_selected_example_is_classified(page):
-    page.get_by_text("Hairline (drawing)").click()
-    expect_predictions(page, synthetic_radiograph("Hairline"))
+    expect_answer(page, fracture_lib.compare(image))
 
 
 @pytest.mark.parametrize("name", ["text.png", "bomb.png", "cmyk.jpg", "report.dcm"])
@@ -283,9 +333,9 @@ def test_bad_file_shows_its_error_and_the_next_image_is_classified(page, image_p
     upload(page, path)
     expect(page.locator("#message")).to_contain_text(re.compile(pattern))
     assert "Traceback" not in page.inner_text("body")
-    expect(page.locator("#predictions .card")).to_have_count(0)
+    expect_start(page)
     upload(page, image_path)
-    expect(page.locator("#predictions .card")).to_have_count(4)
+    expect(page.locator("#matrix tbody tr")).to_have_count(5)
     expect(page.locator("#message .message")).to_have_count(0)
 
 
@@ -297,21 +347,21 @@ def test_photograph_is_rejected_until_classified_anyway(page, tmp_path):
     expect(page.locator("#message")).to_contain_text(
         "This does not look like a bone X-ray. It is a colour image; X-rays are greyscale."
     )
-    expect(page.locator("#predictions .card")).to_have_count(0)
+    expect(page.locator("#matrix")).to_have_count(0)
     page.get_by_role("button", name="Classify anyway").click()
-    expect(page.locator("#predictions .card")).to_have_count(4)
+    expect(page.locator("#matrix tbody tr")).to_have_count(5)
     expect(page.locator("#message")).to_contain_text("This does not look like a bone X-ray")
 
 
-def test_without_an_image_the_page_shows_a_hint(page):
+def test_cleared_upload_leads_back_to_the_start(page):
+    expect_answer(page, pick_example(page))
     clear(page.locator("#single-xray"))
-    expect(page.locator("#message")).to_contain_text("Upload or paste an X-ray")
-    page.get_by_role("button", name="Classify", exact=True).click()
-    expect(page.locator("#message")).to_contain_text("Upload or paste an X-ray")
+    expect_start(page)
+    expect(page.locator("#viewer .xray")).to_have_count(0)
 
 
 @pytest.mark.slow
-def test_visitor_whose_result_and_upload_expired_is_told_and_can_continue(browser, image_path, tmp_path):
+def test_visitor_whose_answer_and_upload_expired_is_told_and_can_continue(browser, image_path, tmp_path):
     one_session = "from fracture_lib.webui import launch; launch.MAX_SESSIONS = 1; launch.main()"
     with (
         running_app(tmp_path / "log.txt", command=["-c", one_session], GRADIO_TEMP_DIR=str(tmp_path)) as url,
@@ -319,22 +369,17 @@ def test_visitor_whose_result_and_upload_expired_is_told_and_can_continue(browse
         browser.new_page() as other,
     ):
         page.goto(url)
-        expect_predictions(page, synthetic_radiograph("Spiral"))
         upload(page, image_path)
-        expect(page.locator("#predictions .card").first).to_be_visible()
+        expect(page.locator("#matrix tbody tr")).to_have_count(5)
         other.goto(url)
-        expect_predictions(other, synthetic_radiograph("Spiral"))
-        page.get_by_label("ResNet50 in TensorFlow", exact=True).first.check()
-        expect(page.locator("#message")).to_contain_text("This result has expired")
-        expect(page.locator("#predictions .card")).to_have_count(4)
-        [uploaded] = tmp_path.rglob(image_path.name)
-        uploaded.unlink()  # as the page does after fifteen minutes
-        page.get_by_role("button", name="Classify", exact=True).click()
-        expect(page.locator("#message")).to_contain_text("Your upload has expired. Please upload it again.")
-        expect(page.locator("#predictions .card")).to_have_count(0)
+        expect_answer(other, pick_example(other))
+        page.locator("#options").click()
+        page.locator("#model").get_by_label(model_title("resnet50"), exact=True).check()
+        expect(page.locator("#message")).to_contain_text("This answer has expired")
+        expect(page.locator("#matrix tbody tr")).to_have_count(5)
         upload(page, image_path)
-        expect(page.locator("#predictions .card")).to_have_count(1)
         expect(page.locator("#message .message")).to_have_count(0)
+        expect(page.locator("#matrix tbody tr")).to_have_count(5)
 
 
 @pytest.mark.slow
@@ -344,22 +389,28 @@ def test_page_with_misconfigured_model_shows_the_others_on_every_tab(browser, tm
         browser.new_page() as page,
     ):
         page.goto(url)
-        failed = page.locator("#predictions .card .error")
+        result = pick_example(page)
+        failed = page.locator("#matrix .error")
         expect(failed).to_have_count(2)
         expect(failed.first).to_contain_text("FRACTURE_HUB_RESNET50")
+        expect(page.locator("#matrix thead th")).to_have_count(3)
         names = ("pytorch-cnn", "tensorflow-cnn")
-        expect_summary(page, synthetic_radiograph("Spiral"), names)
-        expect(page.locator("#predictions .card:has(ol)")).to_have_count(2)
-        expect(page.locator("#message")).not_to_contain_text("Loading")
+        summary = summarize_types(result, names).replace(" %", "\u00a0%")
+        expect(page.locator("#verdict .summary")).to_have_text(summary)
         page.get_by_role("tab", name="Models").click()
         expect(page.locator("#model-errors .error")).to_have_count(2)
-        expect(page.locator("#models table.sortable").first.locator("tbody tr")).to_have_count(2)
-        expect(page.locator("#models .js-plotly-plot")).to_have_count(5)
+        expect(page.locator("#conclusions li")).to_have_count(2)
+        expect(page.locator("#accuracy .js-plotly-plot")).to_be_visible()
 
 
 # Batch
 
 HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)} {{constructor}} {% raw %}"
+
+
+def open_batch(page: Page) -> None:
+    page.get_by_role("tab", name="Batch").click()
+    clear(page.locator("#batch"))
 
 
 def test_batch_with_hostile_file_name_only_displays_it(visit, image_path):
@@ -375,21 +426,22 @@ def test_batch_with_hostile_file_name_only_displays_it(visit, image_path):
     page.locator("#batch").locator("input[type=file]").first.set_input_files([packed, image])
     page.get_by_role("button", name="Classify all").click()
     expect(page.locator("#batch-message")).to_contain_text("2 images: 2 answered.")
-    assert page.locator("#batch-table tbody td").first.inner_text() == name
-    assert page.locator("#batch-table img").count() == 0
+    cell = page.locator("#batch-table .image-cell").first
+    expect(cell).to_have_attribute("title", name)
+    assert page.locator("#batch-table img:not([src^='data:'])").count() == 0
 
 
 def test_batch_with_bad_image_ends_with_a_csv_file_and_a_report(page, image_path, tmp_path, browser):
-    page.get_by_role("tab", name="Batch").click()
+    open_batch(page)
     bad, second = tmp_path / "bad.png", tmp_path / "second.png"
     bad.write_bytes(b"not an image")
     synthetic_radiograph("Greenstick").save(second)
     upload(page, image_path, bad, second, tab="#batch")
     page.get_by_role("button", name="Classify all").click()
     expect(page.locator("#batch-message")).to_contain_text("3 images: 2 answered, 1 unreadable.")
-    rows = page.locator("#batch-table tbody tr")
-    expect(rows).to_have_count(3)
-    assert "unreadable" in rows.nth(1).inner_text() and "nsupported file" in rows.nth(1).inner_text()
+    row = page.get_by_role("row").filter(has_text="bad.png")
+    expect(row).to_contain_text("unreadable")
+    expect(row).to_contain_text("nsupported file")
     files = {}
     for button in ("csv", "report"):
         with page.expect_download() as download:
@@ -403,30 +455,52 @@ def test_batch_with_bad_image_ends_with_a_csv_file_and_a_report(page, image_path
     report.goto(files["report"].as_uri())
     text = report.inner_text("body")
     assert text.count("Not a medical device") == 3 and image_path.name in text and "second.png" in text
-    assert report.locator("article .overlay").count() == 10  # four models and the detector
+    assert report.locator("article .overlay").count() == 4  # the detector and the ensemble, twice
     pages = re.findall(rb"/Type\s*/Page\b", report.pdf(prefer_css_page_size=True))
     assert len(pages) == 3, "an overview and one page per image"
     report.close()
 
 
+def test_click_on_a_row_opens_its_image_and_clearing_removes_the_table(page, image_path, tmp_path):
+    open_batch(page)
+    second = tmp_path / "second.png"
+    image = synthetic_radiograph("Greenstick", seed=1)
+    image.save(second)
+    upload(page, image_path, second, tab="#batch")
+    page.get_by_role("button", name="Classify all").click()
+    expect(page.locator("#batch-message")).to_contain_text("2 images: 2 answered.")
+    page.locator("#batch-table .image-cell", has_text="second").first.click()
+    expect(page.locator("#single-xray")).to_be_visible()
+    expect_answer(page, fracture_lib.compare(image))
+    open_batch(page)
+    expect(page.locator("#batch-table")).to_have_count(0)
+    expect(page.locator("#csv")).to_have_count(0)
+
+
 # Models
 
 
-def test_models_tab_shows_measurements_and_hides_what_the_ensemble_lacks(visit):
+def test_models_tab_concludes_and_opens_details(visit):
     page = visit()
-    page.get_by_role("tab", name="Models").click()
+    page.get_by_text("How it was measured").click()
     tab = page.locator("#models")
-    expect(tab.locator(".js-plotly-plot")).to_have_count(5)
-    expect(tab.locator("table.sortable").first).to_contain_text("17.18 %")
-    report = EvaluationReport.read(fracture_lib.load_model("pytorch-cnn").source.folder)
-    expect(tab.locator("#class-metrics")).to_contain_text(f"{report.per_class[0].recall:.3f}")
-    tab.get_by_label("Ensemble of all three", exact=True).check()
-    expect(tab.locator(".js-plotly-plot")).to_have_count(4)  # the ensemble is not trained
-    expect(tab.get_by_text("Training curves")).to_be_hidden()
+    expect(tab.locator("#conclusions li")).to_have_count(len(ALL_MODELS))
+    expect(tab.locator("#accuracy .js-plotly-plot")).to_be_visible()
+    for title in (
+        "Which types it confuses",
+        "How well it recognizes each type",
+        "Whether its confidence is right",
+    ):
+        tab.get_by_text(title, exact=True).click()
+    expect(tab.locator(".js-plotly-plot:visible")).to_have_count(4)
+    for plot in tab.locator(".js-plotly-plot:visible").all():
+        assert plot.bounding_box()["width"] > 800
+    tab.locator("#model-details").get_by_label("ResNet50 in TensorFlow", exact=True).check()
+    expect(tab.locator(".js-plotly-plot:visible")).to_have_count(1)
+    tab.get_by_text("How it was trained", exact=True).click()
+    expect(tab.locator(".js-plotly-plot:visible")).to_have_count(2)
     tab.get_by_text("Model card", exact=True).click()
-    expect(tab).to_contain_text("It has no model card of its own")
-    tab.get_by_label("ResNet50 in TensorFlow", exact=True).check()
-    expect(tab.locator(".js-plotly-plot")).to_have_count(5)
+    expect(tab).to_contain_text("Intended use")
     assert page.foreign_requests == []
 
 
@@ -435,59 +509,70 @@ def test_models_tab_shows_measurements_and_hides_what_the_ensemble_lacks(visit):
 
 def test_keyboard_alone_classifies_an_example(page):
     clear(page.locator("#single-xray"))
-    expect(page.locator("#predictions .card")).to_have_count(0)
+    expect_start(page)
+    page.get_by_role("tab", name="Single X-ray").focus()
     for _ in range(40):
         page.keyboard.press("Tab")
-        if "Hairline (drawing)" in page.evaluate("document.activeElement.innerText || ''"):
+        if page.evaluate("document.activeElement.closest('#examples') !== null"):
             break
     page.keyboard.press("Enter")
-    expect_predictions(page, synthetic_radiograph("Hairline"))
+    expect(page.locator("#matrix tbody tr")).to_have_count(5)
 
 
-def open_tabs(page: Page) -> Iterator[str]:
-    """Open one tab after the other; wait until its plots are drawn."""
-    for tab in TABS:
-        page.get_by_role("tab", name=tab).click()
-        if tab == "Models":
-            expect(page.locator(".js-plotly-plot")).to_have_count(5)
-        yield tab
+def open_states(page: Page) -> Iterator[str]:
+    """Bring the page into one state after the other."""
+    yield "start"
+    expect_answer(page, pick_example(page))
+    yield "answer"
+    for text in ("Show evidence", "What the types mean", "Options"):
+        page.locator("#single-xray").get_by_text(text).click()
+    expect(page.locator("#viewer .overlay")).to_have_attribute("alt", "Where the detector looks")
+    yield "evidence and options"
+    page.get_by_role("tab", name="Batch").click()
+    yield "batch"
+    upload(page, *(path for path, _ in EXAMPLES[:2]), tab="#batch")
+    page.get_by_role("button", name="Classify all").click()
+    expect(page.locator("#batch-message")).to_contain_text("2 images: 2 answered.")
+    yield "batch with results"
+    page.get_by_role("tab", name="Models").click()
+    expect(page.locator("#accuracy .js-plotly-plot")).to_be_visible()
+    for title in ("All figures", "Which types it confuses", "Whether its confidence is right", "Model card"):
+        page.locator("#models").get_by_text(title, exact=True).click()
+    expect(page.locator("#models .js-plotly-plot:visible")).to_have_count(3)
+    yield "models"
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_axe_finds_no_serious_violation(visit, dark):
     page = visit(dark=dark)
-    for tab in open_tabs(page):
-        # Gradio's own button for adding files contains another control.
-        results = Axe().run(page, context={"exclude": [[".upload-box .icon-button"]]})
+    for state in open_states(page):
+        # Gradio's own: a button for adding files that contains another control, a search box without a label.
+        context = {"exclude": [[".upload-box .icon-button"], ["#batch-table .search-input"]]}
+        results = Axe().run(page, context=context)
         serious = [
             (v["id"], v["help"], [node["html"][:200] for node in v["nodes"]])
             for v in results.response["violations"]
             if v["impact"] in ("serious", "critical")
         ]
-        assert serious == [], tab
+        assert serious == [], state
 
 
-def test_phone_needs_no_horizontal_scrolling(visit):
-    page = visit(**PHONE)
-    for tab in open_tabs(page):
-        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], tab
-
-
-def test_batch_table_on_a_phone_has_no_tall_rows(visit, image_path):
-    page = visit(**PHONE)
-    page.get_by_role("tab", name="Batch").click()
-    upload(page, image_path, tab="#batch")
-    page.get_by_role("button", name="Classify all").click()
-    expect(page.locator("#batch-message")).to_contain_text("1 image: 1 answered.")
-    height = page.locator("#batch-table tbody tr").first.evaluate("e => e.offsetHeight")
-    assert height < 110, "the summary needs a wider column"
+@pytest.mark.parametrize("size", [TABLET, PHONE], ids=["tablet", "phone"])
+def test_small_screens_need_no_horizontal_scrolling(visit, size):
+    page = visit(**size)
+    for state in open_states(page):
+        assert page.evaluate("document.documentElement.scrollWidth") <= size["width"], state
 
 
 def test_screenshots_for_the_readme(visit, request, tmp_path):
     """`python -m pytest tests/webui/test_page.py -k screenshots --screenshots docs` writes them."""
     folder = Path(request.config.getoption("--screenshots") or tmp_path)
-    page = visit(height=1000)
-    page.screenshot(path=folder / "single-xray.png", full_page=True)
-    page = visit("?model=resnet50", dark=True, **PHONE)
+    page = visit()
+    expect_answer(page, pick_example(page))
+    page.locator("#evidence").get_by_text("Show evidence").click()
+    expect(page.locator("#viewer .overlay")).to_have_attribute("alt", "Where the detector looks")
+    page.screenshot(path=folder / "single-xray.png")
+    page = visit(dark=True, **PHONE)
+    expect(page.locator("#examples button").last).to_be_visible()
     page.screenshot(path=folder / "phone-dark.png")
     assert all(path.stat().st_size > 20_000 for path in folder.glob("*.png"))

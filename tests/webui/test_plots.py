@@ -9,7 +9,7 @@ import pytest
 from fracture_lib.hub import BUNDLE
 from fracture_lib.labels import CLASSES
 from fracture_lib.models.report import EvaluationReport
-from fracture_lib.registry import ALL_MODELS, ENSEMBLE, MODELS
+from fracture_lib.registry import ALL_MODELS, ENSEMBLE, MODELS, model_title
 from fracture_lib.webui import plots
 
 
@@ -25,6 +25,8 @@ def reports() -> list[EvaluationReport]:
 
 def all_plots(report: EvaluationReport, reports: list[EvaluationReport]) -> list[Any]:
     figures = (
+        plots.class_bars(report),
+        plots.robustness_bars(report),
         plots.confusion_matrix(report),
         plots.calibration(report),
         plots.training_curves(report),
@@ -71,6 +73,26 @@ def test_calibration_shows_every_bin_with_its_interval(report):
     assert text == f"calibration error {error.value:.3f}<br>({error.low:.3f} to {error.high:.3f})"
 
 
+def test_class_bars_show_the_recall_of_each_class_the_best_first(report):
+    (bars,) = plots.class_bars(report).data
+    recalls = {row.label: row.recall for row in report.per_class}
+    assert dict(zip(bars.y, bars.x, strict=True)) == recalls
+    assert list(bars.x) == sorted(bars.x, reverse=True)
+    first = next(row for row in report.per_class if row.label == bars.y[0])
+    assert bars.hovertext[0] == f"{first.label}: {first.recall_interval.percent()}, {first.n} images"
+
+
+def test_robustness_bars_show_each_perturbation_beside_the_unaltered_images(report):
+    figure = plots.robustness_bars(report)
+    if report.model == ENSEMBLE:
+        assert figure is None
+        return
+    (bars,) = figure.data
+    assert dict(zip(bars.y, bars.x, strict=True)) == {k: v.value for k, v in report.robustness.items()}
+    assert [line.x0 for line in figure.layout.shapes] == [report.by_views["1"].value]
+    assert len(plots.robustness_bars(replace(report, by_views=None)).layout.shapes) == 0
+
+
 def test_training_curves_show_the_history(report):
     if report.model == ENSEMBLE:
         pytest.skip("the ensemble is not trained")
@@ -86,7 +108,7 @@ def test_training_curves_show_the_history(report):
 
 def test_accuracy_coverage_ends_at_the_accuracy_on_all_images(reports):
     curves = plots.accuracy_coverage(reports).data
-    assert [curve.name for curve in curves] == list(ALL_MODELS)
+    assert [curve.name for curve in curves] == list(map(model_title, ALL_MODELS))
     for curve, report in zip(curves, reports, strict=True):
         assert curve.x[-1] == 1
         assert curve.y[-1] == pytest.approx(report.accuracy.value, abs=1e-4)
@@ -105,7 +127,7 @@ def test_accuracy_bars_show_intervals_the_original_project_and_baselines(reports
     assert list(original.x) == [*(spec.reference_accuracy for spec in MODELS.values()), None]
     assert {shape.name: round(shape.x0, 3) for shape in figure.layout.shapes} == {
         "chance, 10 %": 0.1,
-        "most frequent class, 13.9 %": 0.139,
+        "most frequent type, 14 %": 0.139,
     }
 
 
@@ -127,7 +149,7 @@ def test_plots_of_missing_parts_return_none(report):
 def test_accuracy_coverage_with_one_report_that_lacks_it_shows_the_others(reports):
     reports[1] = replace(reports[1], selective_risk=None)
     curves = plots.accuracy_coverage(reports).data
-    assert [curve.name for curve in curves] == [r.model for r in reports if r.selective_risk]
+    assert [curve.name for curve in curves] == [model_title(r.model) for r in reports if r.selective_risk]
 
 
 def test_model_has_the_same_color_in_every_plot(reports):

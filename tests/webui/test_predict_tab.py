@@ -1,25 +1,31 @@
-"""The tab for a single X-ray without a browser: what it shows if something fails."""
+"""The tab for a single X-ray without a browser: what it shows, also if something fails."""
 
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
+import numpy as np
 import pytest
 from gradio.processing_utils import save_file_to_cache
+from PIL import Image
 
 from fracture_lib.errors import ModelUnavailable
 from fracture_lib.inference import pipeline as pipeline_module
 from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.inference.prediction import summarize_types
-from fracture_lib.registry import ALL_MODELS, DETECTOR
-from fracture_lib.webui.predict_tab import ALL, LOADING, PredictTab
+from fracture_lib.registry import DETECTOR, ENSEMBLE
+from fracture_lib.webui.examples import EXAMPLES
+from fracture_lib.webui.predict_tab import LOADING, MANY, PredictTab
+from fracture_lib.webui.rendering import SHOWN_MODELS, TRANSPARENT
 from fracture_lib.webui.server import INTERNAL_ERROR
 
 
-def build_tab(pipeline: InferencePipeline, examples: Sequence[tuple[str, Path]] = ()) -> PredictTab:
-    with gr.Blocks() as page:
-        return PredictTab(page, pipeline, examples)
+def build_tab(pipeline: InferencePipeline) -> PredictTab:
+    with gr.Blocks():
+        return PredictTab(pipeline)
 
 
 @pytest.fixture(scope="module")
@@ -27,59 +33,114 @@ def tab() -> PredictTab:
     return build_tab(InferencePipeline())
 
 
+@pytest.fixture
+def photograph_path(tmp_path) -> Path:
+    y, x = np.mgrid[0:1:200j, 0:1:300j]
+    Image.fromarray(np.uint8(255 * np.dstack([x, y, 1 - x]))).save(tmp_path / "sunset.png")
+    return tmp_path / "sunset.png"
+
+
 def last(updates: Iterator[dict[Any, Any]]) -> dict[Any, Any]:
     return list(updates)[-1]
 
 
-def test_classify_shows_the_headline_of_the_chosen_model(tab, image_path):
-    shown = last(tab.classify([str(image_path)], None, ALL, 3))
+def classify(tab: PredictTab, *paths: Path | str, model: str = ENSEMBLE) -> dict[Any, Any]:
+    return last(tab.classify([str(path) for path in paths], model, 3))
+
+
+def is_shown(update: Any) -> bool:
+    return update["visible"]
+
+
+def test_classify_shows_the_xray_and_the_answer_of_the_chosen_model(tab, image_path):
+    shown = classify(tab, image_path)
     result = shown[tab.result]
-    html = shown[tab.predictions].replace("\u00a0", " ")
-    assert result.fracture.message in html and summarize_types(result) in html
+    assert is_shown(shown[tab.viewer]) and is_shown(shown[tab.answer]) and not is_shown(shown[tab.start])
+    assert shown[tab.viewer]["value"]["overlay"] == TRANSPARENT and shown[tab.evidence]["open"] is False
+    verdict = shown[tab.verdict].replace("\u00a0", " ")
+    assert result.fracture.message in verdict and summarize_types(result) in verdict
     for name, prediction in result.predictions.items():
-        html = tab.update_view(result, name, 3, prediction.label)[tab.predictions]
-        assert f"{prediction.label} is" in html and html.count("<section") == 1
-        assert "agree" not in html
+        updates = tab.update_answer(result, name, 4)
+        assert f"{prediction.label} is" in updates[tab.verdict]
+        assert ("agree" in updates[tab.verdict]) == (name == ENSEMBLE)
+        assert updates[tab.matrix].count('scope="row"') == 4 + 1  # the types and the accuracy
+        assert updates[tab.matrix].index(f">{prediction.scores[0].label}<") < updates[tab.matrix].index(
+            f">{prediction.scores[1].label}<"
+        )
 
 
-def test_evidence_of_the_detector_replaces_the_maps_and_returns(tab, image_path):
-    result = last(tab.classify([str(image_path)], None, ALL, 3))[tab.result]
-    assert DETECTOR in [value for _, value in tab.label.choices]
-    heatmap = tab.update_view(result, ALL, 3, DETECTOR)[tab.cams]
-    assert "Where the detector looks" in heatmap and heatmap.count('class="overlay"') == 1
-    assert tab.update_view(result, ALL, 3, "Spiral")[tab.cams].count('class="overlay"') == len(ALL_MODELS)
+def test_without_a_file_the_tab_shows_the_examples(tab):
+    shown = last(tab.classify(None, ENSEMBLE, 3))
+    assert is_shown(shown[tab.start]) and not is_shown(shown[tab.answer]) and not is_shown(shown[tab.viewer])
+    assert not shown[tab.message]
 
 
-def test_evidence_of_a_detector_that_failed_is_a_message(tab, image_path, monkeypatch):
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_every_example_is_answered_and_the_detector_agrees_with_its_caption(tab, number):
+    path, caption = EXAMPLES[number]
+    assert tab.pick_example(SimpleNamespace(index=number)) == [str(path)]
+    result = classify(tab, path)[tab.result]
+    assert result.status == "answered" and not result.warnings
+    assert (result.fracture.outcome == "none") == (caption == "Knee")  # as its attribution says
+
+
+def test_several_files_or_a_zip_lead_to_the_batch_tab(tab, image_path, tmp_path):
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.write(image_path, "one.png")
+    for files in ((image_path, image_path), (tmp_path / "images.zip",)):
+        shown = classify(tab, *files)
+        assert MANY in shown[tab.message] and is_shown(shown[tab.batch_button])
+        assert not is_shown(shown[tab.answer])
+    assert not is_shown(classify(tab, image_path)[tab.batch_button])
+
+
+def test_evidence_is_laid_over_the_xray_and_removed(tab, image_path):
+    result = classify(tab, image_path)[tab.result]
+    overlays = set()
+    for source in (DETECTOR, *SHOWN_MODELS):
+        shown = tab.show_evidence(result, source, "Spiral")
+        overlays.add(shown[tab.viewer]["overlay"])
+        assert ("support Spiral" in shown[tab.legend]) == (source != DETECTOR)
+        assert shown[tab.label]["visible"] == (source != DETECTOR)
+    assert len(overlays) == 1 + len(SHOWN_MODELS) and TRANSPARENT not in overlays
+    assert tab.hide_evidence(result)["overlay"] == TRANSPARENT
+
+
+def test_evidence_of_what_failed_is_a_message(tab, image_path, monkeypatch):
     def broken(*_):
         raise ModelUnavailable("It is gone.")
 
     monkeypatch.setattr(pipeline_module, "_load_detector", broken)
-    shown = last(tab.classify([str(image_path)], None, ALL, 3))
+    shown = classify(tab, image_path)
     assert "Could not check whether a fracture is visible: It is gone." in shown[tab.message]
-    assert 'class="fracture"' not in shown[tab.predictions] and shown[tab.predictions].count("<section") == 4
-    assert "gave no answer" in tab.update_view(shown[tab.result], ALL, 3, DETECTOR)[tab.cams]
+    assert 'class="fracture"' not in shown[tab.verdict] and "summary" in shown[tab.verdict]
+    evidence = tab.show_evidence(shown[tab.result], DETECTOR, "Spiral")
+    assert "Fracture detector gave no answer" in evidence[tab.legend]
+    assert evidence[tab.viewer]["overlay"] == TRANSPARENT
 
 
-def test_classify_while_models_load_replaces_the_hint_by_the_result(image_path):
+def test_classify_while_models_load_says_so(image_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(gr, "Info", told.append)
     tab = build_tab(InferencePipeline())
-    first, *_, end = tab.classify([str(image_path)], None, ALL, 3)
-    assert LOADING in first[tab.message] and LOADING not in end[tab.message] and end[tab.predictions]
+    assert classify(tab, image_path)[tab.result] and told == [LOADING]
+    tab._pipeline.warm_up()
+    assert classify(tab, image_path)[tab.result] and told == [LOADING]
 
 
-def test_classify_without_any_model_shows_why_and_no_hint(image_path, monkeypatch):
+def test_classify_without_any_model_shows_why(image_path, monkeypatch):
     def broken(*_):
         raise KeyError("weights")
 
     monkeypatch.setattr(pipeline_module, "read_model", broken)
     tab = build_tab(InferencePipeline())
-    shown = last(tab.classify([str(image_path)], None, ALL, 3))
-    assert shown[tab.result].status == "failed" and LOADING not in shown[tab.message]
-    assert shown[tab.predictions].count("No prediction: ") == 4
-    assert shown[tab.label] == DETECTOR and "Where the detector looks" in shown[tab.cams]
+    shown = classify(tab, image_path)
+    assert shown[tab.result].status == "failed"
+    assert shown[tab.matrix].count("gave no answer: ") == 4 and "<table" not in shown[tab.matrix]
+    assert is_shown(shown[tab.answer]) and shown[tab.result].fracture.message[:20] in shown[tab.verdict]
 
 
-def test_classify_that_fails_unexpectedly_shows_an_error_in_place_of_the_hint(image_path, monkeypatch):
+def test_classify_that_fails_unexpectedly_shows_an_error(image_path, monkeypatch):
     pipeline = InferencePipeline()
 
     def broken(*_, **__):
@@ -87,8 +148,7 @@ def test_classify_that_fails_unexpectedly_shows_an_error_in_place_of_the_hint(im
 
     monkeypatch.setattr(pipeline, "predict", broken)
     tab = build_tab(pipeline)
-    updates = tab.classify([str(image_path)], None, ALL, 3)
-    assert LOADING in next(updates)[tab.message]
+    updates = tab.classify([str(image_path)], ENSEMBLE, 3)
     message = next(updates)[tab.message]
     assert INTERNAL_ERROR in message and "secret" not in message
     with pytest.raises(KeyError):  # for the log
@@ -96,18 +156,29 @@ def test_classify_that_fails_unexpectedly_shows_an_error_in_place_of_the_hint(im
 
 
 def test_classify_with_deleted_upload_folder_asks_for_the_upload(tab, tmp_path):
-    shown = last(tab.classify([str(tmp_path / "gone" / "xray.png")], None, ALL, 3))
+    shown = classify(tab, tmp_path / "gone" / "xray.png")
     assert "Your upload has expired. Please upload it again." in shown[tab.message]
+    assert is_shown(shown[tab.start])
 
 
-def test_classify_example_whose_copy_was_deleted_reads_the_original(image_path, tmp_path):
-    tab = build_tab(InferencePipeline(), [("Drawing", image_path)])
-    copy = Path(save_file_to_cache(image_path, str(tmp_path)))
+def test_classify_example_whose_copy_was_deleted_reads_the_original(tab, tmp_path):
+    path, _ = EXAMPLES[0]
+    copy = Path(save_file_to_cache(path, str(tmp_path)))
     copy.unlink()
-    shown = last(tab.classify([str(copy)], None, ALL, 3))
-    assert shown[tab.result].name == image_path.name and shown[tab.predictions]
-    shown = last(tab.classify([str(tmp_path / "other" / image_path.name)], None, ALL, 3))
+    assert classify(tab, copy)[tab.result].name == path.name
+    shown = classify(tab, tmp_path / "other" / path.name)
     assert "Your upload has expired" in shown[tab.message]
+
+
+def test_rejected_image_is_shown_with_the_reason_and_classified_anyway(tab, photograph_path):
+    shown = classify(tab, photograph_path)
+    assert "This does not look like a bone X-ray" in shown[tab.message]
+    assert (
+        is_shown(shown[tab.viewer]) and is_shown(shown[tab.anyway_button]) and not is_shown(shown[tab.answer])
+    )
+    shown = last(tab.classify_anyway([str(photograph_path)], ENSEMBLE, 3))
+    assert is_shown(shown[tab.answer]) and not is_shown(shown[tab.anyway_button])
+    assert "<table" in shown[tab.matrix] and "This does not look like a bone X-ray" in shown[tab.message]
 
 
 def test_chosen_model_that_failed_shows_why_and_no_other_headline(tab, image_path, monkeypatch):
@@ -117,6 +188,11 @@ def test_chosen_model_that_failed_shows_why_and_no_other_headline(tab, image_pat
     monkeypatch.setattr(tab._pipeline.get_model("resnet50"), "forward", broken)
     monkeypatch.setattr(pipeline_module, "_read_backbone", broken)
     monkeypatch.setattr(InferencePipeline, "ood_backbone", broken)
-    shown = last(tab.classify([str(image_path)], None, "resnet50", 3))
-    assert "No prediction: It is gone." in shown[tab.predictions]
-    assert "summary" not in shown[tab.predictions] and not shown[tab.cams]
+    shown = classify(tab, image_path, model="resnet50")
+    assert "gave no answer: It is gone." in shown[tab.matrix]
+    assert "summary" not in shown[tab.verdict]
+
+
+def test_expired_result_says_what_to_do(tab):
+    for updates in (tab.update_answer(None, ENSEMBLE, 3), tab.show_evidence(None, DETECTOR, "Spiral")):
+        assert "This answer has expired" in updates[tab.message]

@@ -18,9 +18,8 @@ from fracture_lib.inference.batch import BatchRow
 from fracture_lib.inference.fracture import FractureResult
 from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.inference.prediction import ComparisonResult, summarize_types
-from fracture_lib.registry import ALL_MODELS
+from fracture_lib.registry import ALL_MODELS, DETECTOR, model_title
 from fracture_lib.webui import rendering
-from fracture_lib.webui.batch_tab import render_rows
 
 HOSTILE = "<script>hacked=1</script>\"'><img src=x onerror=hacked=1>\x07\u202egnp.{{7*7}}" + 250 * "n"
 
@@ -67,9 +66,9 @@ def with_hostile_texts(result: ComparisonResult) -> ComparisonResult:
 
 
 RENDERERS: Mapping = {
-    "predictions": lambda result: rendering.render_predictions(result, ["resnet50", "ensemble"], 3),
+    "matrix": lambda result: rendering.render_matrix(result, result.predictions["resnet50"], 3),
     "report": lambda result: rendering.render_report([BatchRow(result.name, result)], "2026-01-01", HOSTILE),
-    "batch table": lambda result: render_rows([BatchRow(HOSTILE, result), BatchRow(HOSTILE, None, HOSTILE)]),
+    "image cell": lambda result: rendering.render_image_cell(result, HOSTILE),
     "message": lambda _: rendering.render_message(HOSTILE, "error"),
     "warning": lambda _: rendering.render_warnings((HOSTILE,)),
     "warnings": lambda _: rendering.render_warnings((HOSTILE, HOSTILE)),
@@ -82,42 +81,71 @@ def test_render_with_hostile_text_escapes_it(result, name):
     assert scripts_in(html) == set() and "&lt;script&gt;" in html and "{{7*7}}" in html
 
 
-@pytest.mark.parametrize(("digits", "expected"), [(0, "23 %"), (1, "23.5 %")])
-def test_percent_returns_number_and_unit_apart(digits, expected):
-    assert rendering.percent(0.2349, digits) == expected
+def test_percent_returns_number_and_unit_that_stay_together():
+    assert rendering.percent(0.2349) == "23\u00a0%"
+
+
+def test_shorten_cuts_the_middle():
+    assert rendering.shorten("short.png", 20) == "short.png"
+    name = rendering.shorten("first" + 500 * "n" + "last.png", 30)
+    assert name.startswith("first") and name.endswith("last.png") and len(name) <= 31
 
 
 def test_render_message_without_text_returns_nothing():
     assert rendering.render_message("") == ""
 
 
-def test_render_predictions_shows_top_k_accuracy_and_source_of_the_chosen_models(result):
-    html = rendering.render_predictions(result, ["resnet50"], 2)
-    assert re.findall('data-model="(.*?)"', html) == ["resnet50"]
-    assert html.count("<li>") == 2
-    text = " ".join(re.sub("<.*?>", "", html).split())
+def text_of(html: str) -> str:
+    return " ".join(re.sub("<.*?>", " ", html).split()).replace("\u00a0", " ")
+
+
+def test_render_matrix_shows_every_models_probabilities_of_the_top_k_classes(result):
+    ranking = result.predictions["resnet50"]
+    html = rendering.render_matrix(result, ranking, 4)
+    assert re.findall('<th scope="row" title=".*?">(.*?)</th>', html) == [s.label for s in ranking.scores[:4]]
+    rows = [re.findall(r"<td.*?>(.*?)</td>", row) for row in html.split("<tr>")[2:]]
+    for row, score in zip(rows[:4], ranking.scores[:4], strict=True):
+        expected = [
+            next(s.probability for s in result.predictions[name].scores if s.label == score.label)
+            for name in rendering.SHOWN_MODELS
+        ]
+        assert row == [rendering.percent(share) for share in expected]
+    assert rows[-1] == [
+        rendering.percent(result.predictions[name].info.accuracy.value) for name in rendering.SHOWN_MODELS
+    ]
+    assert "<p" not in html  # no source, as all weights are bundled
+
+
+def test_render_matrix_marks_the_first_answer_of_each_model(result):
+    html = rendering.render_matrix(result, result.top_prediction, 10)
+    assert html.count('class="top"') == len(rendering.SHOWN_MODELS)
+    top = result.top_prediction
+    assert f'--share: {100 * top.probability:.1f}%">{rendering.percent(top.probability)}' in html
+
+
+def test_render_matrix_names_the_source_of_other_weights(result):
     prediction = result.predictions["resnet50"]
-    assert f"Measured accuracy {prediction.info.accuracy.percent()}, n = {prediction.info.n}." in text
-    assert f"{prediction.milliseconds:.1f} ms, bundled weights." in text
-    assert summarize_types(result, ["resnet50"]) in text
+    source = ModelSource(Path("folder"), "hub", "owner/name", "0123456789abcdef")
+    changed = replace(prediction, info=replace(prediction.info, source=source))
+    result = replace(result, predictions={**result.predictions, "resnet50": changed})
+    assert f"ResNet50 in TensorFlow: {source}." in text_of(rendering.render_matrix(result, None, 3))
 
 
-def test_render_predictions_states_the_summary_of_the_shown_models(result):
+def test_render_matrix_with_failure_shows_why_and_the_other_models(result):
+    members = {name: p for name, p in result.predictions.items() if name != "ensemble"}
+    failed = replace(result, predictions=members, failures={"ensemble": "The model is damaged."})
+    html = rendering.render_matrix(failed, failed.top_prediction, 3)
+    assert "Ensemble of all three gave no answer: The model is damaged." in html
+    assert html.count('scope="col"') == 1 + len(members)
+    none = replace(result, predictions={}, failures={"ensemble": "The model is damaged."})
+    assert "<table" not in rendering.render_matrix(none, None, 3)
+
+
+def test_render_verdict_states_the_summary_of_the_given_models(result):
     for names in (ALL_MODELS, ["pytorch-cnn"], ["ensemble"]):
-        text = rendering.render_predictions(result, names, 3).replace("\u00a0", " ")
-        assert f'<p class="summary">{summarize_types(result, names)}</p>' in text
-
-
-def test_render_predictions_with_failure_shows_why(result):
-    failed = replace(result, failures={"ensemble": "The model is damaged."})
-    html = rendering.render_predictions(failed, ["ensemble"], 3)
-    assert "No prediction: The model is damaged." in html
-
-
-def test_render_predictions_of_failed_model_alone_shows_no_summary(result):
-    failed = replace(result, predictions={}, failures={"ensemble": "The model is damaged."})
-    assert "summary" not in rendering.render_predictions(failed, ["ensemble"], 3)
-    assert rendering.render_cams(failed, ["ensemble"], "Spiral") == ""
+        text = text_of(rendering.render_verdict(result, names, "Spiral"))
+        assert summarize_types(result, names) in text
+        assert (f"{model_title(names[0])}: " in text) == (len(names) == 1)
 
 
 @pytest.mark.parametrize(
@@ -131,19 +159,18 @@ def test_render_warnings_lists_several(warnings, n_paragraphs, n_items):
 
 
 @pytest.mark.parametrize("outcome", ["visible", "uncertain", "none"])
-def test_render_predictions_shows_the_detectors_sentence_above_the_cards(result, outcome):
+def test_render_verdict_begins_with_the_detectors_sentence(result, outcome):
     fracture = FractureResult(outcome, 0.3, np.zeros((32, 32), np.float32), 0.06)
-    html = rendering.render_predictions(replace(result, fracture=fracture), ALL_MODELS, 3)
-    line, _, rest = html.partition("</p>")
-    assert f'<p class="fracture" data-outcome="{outcome}">{fracture.message}' == line.strip().replace(
-        "\u00a0", " "
-    )
-    assert rest.count("<section") == len(ALL_MODELS) and fracture.message not in rest
+    html = rendering.render_verdict(replace(result, fracture=fracture), ALL_MODELS, "Spiral")
+    assert ("Spiral: " in html) == (outcome != "none")  # then the type may mean nothing
+    assert html.startswith(f'<p class="fracture" data-outcome="{outcome}">')
+    assert text_of(html).startswith(fracture.message)
 
 
-def test_render_predictions_without_detector_shows_the_types_alone(result):
-    html = rendering.render_predictions(replace(result, fracture=None), ALL_MODELS, 3)
-    assert "detector" not in html and html.count("<section") == len(ALL_MODELS)
+def test_render_verdict_without_detector_or_models_leaves_their_part_out(result):
+    assert "detector" not in rendering.render_verdict(replace(result, fracture=None), ALL_MODELS, None)
+    nothing = replace(result, fracture=None, predictions={})
+    assert not rendering.render_verdict(nothing, ALL_MODELS, None).strip()
 
 
 def test_no_outcome_is_shown_in_green():
@@ -151,34 +178,44 @@ def test_no_outcome_is_shown_in_green():
     assert sorted(re.findall("#[0-9a-f]+", " ".join(rules))) == ["#888", "#e69f00"]
 
 
-def test_render_heatmap_covers_the_preview(result):
-    html = rendering.render_heatmap(result)
-    overlay = decode(re.findall('class="overlay" src="(.*?)"', html)[0])
-    assert overlay.size == result.preview.size
-    assert "Where the detector looks" in html and rendering.percent(result.fracture.probability) in html
-    assert rendering.NO_HEATMAP in rendering.render_heatmap(replace(result, fracture=None))
+def overlay_of(result: ComparisonResult, source: str, label: str = "Spiral") -> Image.Image:
+    return decode(rendering.view(result, source, label)["overlay"])
+
+
+def test_view_shows_the_image_and_evidence_of_the_same_shape(result):
+    width, height = result.preview.size
+    plain = rendering.view(result)
+    assert decode(plain["xray"]).size == (plain["width"], plain["height"]) == (width, height)
+    assert plain["overlay"] == rendering.TRANSPARENT and plain["overlay_alt"] == ""
+    for source in (DETECTOR, *ALL_MODELS):
+        overlay = overlay_of(result, source)
+        assert max(overlay.size) <= rendering.OVERLAY_SIDE
+        assert overlay.width / overlay.height == pytest.approx(width / height, rel=0.02)
+    assert rendering.view(result, "resnet50", "Spiral")["overlay_alt"] == "ResNet50 in TensorFlow, Spiral"
+    assert rendering.view(replace(result, fracture=None), DETECTOR)["overlay"] == rendering.TRANSPARENT
 
 
 @pytest.mark.parametrize(("heat", "opacity"), [(0.9, 255), (0.5, 255), (0.05, 25)])
-def test_render_heatmap_is_orange_and_faint_if_no_place_looks_like_a_fracture(result, heat, opacity):
+def test_evidence_of_the_detector_is_orange_and_faint_if_no_place_looks_like_a_fracture(
+    result, heat, opacity
+):
     heatmap = np.zeros((32, 32), np.float32)
     heatmap[8:16, 8:16] = heat
     fracture = FractureResult("visible", 0.8, heatmap, None)
-    html = rendering.render_heatmap(replace(result, fracture=fracture))
-    overlay = np.asarray(decode(re.findall('class="overlay" src="(.*?)"', html)[0]))
+    overlay = np.asarray(overlay_of(replace(result, fracture=fracture), DETECTOR))
     y, x = (round(12 / 32 * side) for side in overlay.shape[:2])
     assert tuple(overlay[y, x, :3]) == rendering.SUPPORT
     assert overlay[y, x, 3] == overlay[..., 3].max() == pytest.approx(opacity, abs=1)
 
 
-def test_render_images_shows_every_view_in_one_strip(result):
+def test_render_inputs_shows_every_view_in_one_strip(result):
     n, size = result.pixels.shape[:2]
-    html = rendering.render_images(result)
+    html = rendering.render_inputs(result)
     strip = np.asarray(decode(re.findall('class="model-input" src="(.*?)"', html)[0]), np.float32) / 255
     assert np.abs(strip - np.hstack(list(result.pixels))).max() < 0.01
-    assert f'width="{n * size}" height="{size}"' in html and f'alt="{n} views of your image' in html
-    one = rendering.render_images(replace(result, pixels=result.pixels[:1]))
-    assert f'alt="Your image scaled to {size} by {size} pixels"' in one and "views" not in one
+    assert f'width="{n * size}" height="{size}"' in html and f'alt="{n} views of your X-ray' in html
+    one = rendering.render_inputs(replace(result, pixels=result.pixels[:1]))
+    assert f'alt="Your X-ray scaled to {size} by {size} pixels"' in one and "views" not in one
 
 
 def decode(data_uri: str) -> Image.Image:
@@ -186,12 +223,15 @@ def decode(data_uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data_uri.partition(",")[2])))
 
 
-def test_render_cams_covers_the_preview(result):
-    overlay = rendering._overlay(result.predictions["resnet50"].cam[0], result.preview.size)
-    assert overlay.size == result.preview.size
-    html = rendering.render_cams(result, ALL_MODELS, "Spiral")
-    assert html.count('class="overlay"') == len(ALL_MODELS)
-    assert "areas support Spiral" in html
+def test_render_evidence_has_a_figure_for_each_source_that_answered(result):
+    html = rendering.render_evidence(result, [DETECTOR, "resnet50"], "Spiral")
+    assert html.count("<figure>") == html.count('class="overlay"') == 2
+    share = next(s.probability for s in result.predictions["resnet50"].scores if s.label == "Spiral")
+    assert f"ResNet50 in TensorFlow, Spiral: {rendering.percent(share)}" in html
+    assert f"Where the detector looks: {rendering.percent(result.fracture.probability)}" in html
+    assert not rendering.render_evidence(
+        replace(result, fracture=None, predictions={}), [DETECTOR, "resnet50"], ""
+    )
 
 
 def test_overlay_is_orange_for_support_and_blue_against():
@@ -207,7 +247,7 @@ def test_render_report_has_one_article_and_disclaimer_per_image(result):
     html = rendering.render_report(rows, "2026-01-01", "2 images: 1 answered, 1 rejected.")
     assert html.count("<article>") == 2
     assert html.count(rendering.DISCLAIMER) == 3  # also above the overview
-    assert html.count('class="cams"') == html.count('class="cams heatmap"') == 1
+    assert html.count('class="overlay"') == 2  # the detector's and the ensemble's, of the X-ray alone
     assert (
         html.replace("\u00a0", " ").count(result.fracture.message) == 1
         and "This does not look like a bone X-ray" in html
