@@ -79,7 +79,7 @@ def read_out_of_fold(folder: Path) -> OutOfFold:
     """Read what `write_out_of_fold` wrote. Raises InvalidModel."""
     try:
         with safe_open(folder / OUT_OF_FOLD, "np") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
             required = {name: arrays[name] for name in ("logits", "labels", "groups", "indices")}
             return OutOfFold(
                 **required,

@@ -2,11 +2,11 @@
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import gradio as gr
 from gradio.blocks import Block
@@ -24,6 +24,7 @@ __all__ = ["ModelsTab"]
 logger = logging.getLogger(__name__)
 
 Updates: TypeAlias = dict[Block, Any]
+_T = TypeVar("_T")
 
 INTRODUCTION = (
     "How often each model names the right type, measured on X-rays that it did not see in training, with all "
@@ -57,13 +58,30 @@ NO_CARD = (
     f"The ensemble is the weighted mean of {len(ENSEMBLE_MEMBERS)} models' calibrated probabilities. It has "
     "no model card of its own."
 )
-# Title and function of `plots` for each chart of one model.
+# For each chart of one model: its function in `plots`, the title and what it shows in words.
 CHARTS = {
-    "Which types it confuses": "confusion_matrix",
-    "How well it recognizes each type": "class_bars",
-    "Whether its confidence is right": "calibration",
-    "How it copes with altered X-rays": "robustness_bars",
-    "How it was trained": "training_curves",
+    "confusion_matrix": (
+        "Which types it confuses",
+        "Each row is a true type; the brighter a cell, the more of its X-rays get that answer.",
+    ),
+    "class_bars": (
+        "How well it recognizes each type",
+        "The share of the X-rays of each type that it names.",
+    ),
+    "calibration": (
+        "Whether its confidence is right",
+        "On the dashed line, answers given with 40 % confidence are right 40 % of the time. A larger dot "
+        "stands for more X-rays.",
+    ),
+    "robustness_bars": (
+        "How it copes with altered X-rays",
+        "How often it is right on altered copies of the same X-rays, from one view each. The dashed line: "
+        "unaltered.",
+    ),
+    "training_curves": (
+        "How it was trained",
+        "Means over the folds, each measured on the X-rays that it holds out.",
+    ),
 }
 
 
@@ -91,7 +109,7 @@ class ModelsTab:
             choices, value=ENSEMBLE, show_label=False, label="Model", elem_id="model-details"
         )
         self.charts: dict[str, tuple[gr.Accordion, gr.Markdown, gr.Plot]] = {}
-        for title, function in CHARTS.items():
+        for function, (title, _) in CHARTS.items():
             with gr.Accordion(title, open=False) as accordion:
                 self.charts[function] = accordion, gr.Markdown(), gr.Plot(show_label=False)
         with gr.Accordion("Model card", open=False) as card_accordion:
@@ -120,49 +138,45 @@ class ModelsTab:
         A model that cannot be shown gets a message.
         """
         plots = import_module("fracture_lib.webui.plots")  # Plotly, only once somebody opens the tab
-        reports: list[EvaluationReport] = []
-        lines: list[str] = []
-        rows: list[list[Any]] = []
-        errors = ""
-        for name in SHOWN_MODELS:
-            try:
-                model = self._pipeline.get_model(name)
-                line, row = _conclude(model.report), _table_row(model)
-                plots.accuracy_bars(
-                    [model.report]
-                )  # one that cannot be drawn must not spoil the chart of all
-            except Exception as error:  # a report from elsewhere may hold anything
-                errors += _render_unavailable(name, error)
-            else:
-                reports.append(model.report)
-                lines.append(line)
-                rows.append(row)
+
+        def describe(model: BaseModel) -> tuple[EvaluationReport, str, list[Any]]:
+            plots.accuracy_bars([model.report])  # one that cannot be drawn must not spoil the chart of all
+            return model.report, _conclude(model.report), _table_row(model)
+
+        described, errors = self._describe_all(describe)
         try:
             detector = _conclude_detector(DetectorReport.read(BUNDLE / DETECTOR))
-        except Exception as error:  # as above
+        except Exception as error:  # a report from elsewhere may hold anything
             errors += _render_unavailable(DETECTOR, error)
             detector = ""
         return {
             self.errors: errors,
-            self.conclusions: "\n".join(lines),
-            self.accuracy: plots.accuracy_bars(reports),
-            self.table: rows,
+            self.conclusions: "\n".join(line for _, line, _ in described),
+            self.accuracy: plots.accuracy_bars([report for report, _, _ in described]),
+            self.table: [row for _, _, row in described],
             self.detector: detector,
         }
 
     def show_coverage(self) -> object | None:
         """Return the chart of the accuracy on the most confident answers, of all models that have one."""
         plots = import_module("fracture_lib.webui.plots")
-        reports = []
+
+        def check(model: BaseModel) -> EvaluationReport:
+            plots.accuracy_coverage([model.report])
+            return model.report
+
+        reports, _ = self._describe_all(check)  # `show_all` shows the errors
+        return plots.accuracy_coverage(reports)
+
+    def _describe_all(self, describe: Callable[[BaseModel], _T]) -> tuple[list[_T], str]:
+        """Return `describe` of every model for which it works, and messages about the others."""
+        described, errors = [], ""
         for name in SHOWN_MODELS:
             try:
-                report = self._pipeline.get_model(name).report
-                plots.accuracy_coverage([report])
-            except Exception as error:  # as above
-                logger.error("The report of %s cannot be shown: %r", name, error)
-            else:
-                reports.append(report)
-        return plots.accuracy_coverage(reports)
+                described.append(describe(self._pipeline.get_model(name)))
+            except Exception as error:  # a report from elsewhere may hold anything
+                errors += _render_unavailable(name, error)
+        return described, errors
 
     def show_chart(self, function: str, name: str) -> tuple[str, Any]:
         """Return what a chart of one model shows in words, and the chart, or why there is none."""
@@ -172,7 +186,10 @@ class ModelsTab:
             figure = getattr(plots, function)(report)
             if figure is None:
                 return f"{model_title(name)} has no such figures.", gr.update(value=None, visible=False)
-            return EXPLANATIONS[function](report), gr.update(value=figure, visible=True)
+            _, text = CHARTS[function]
+            if function == "class_bars":
+                text += _name_rare_classes(report)
+            return text, gr.update(value=figure, visible=True)
         except Exception as error:  # as above
             return _explain(name, error), gr.update(value=None, visible=False)
 
@@ -254,45 +271,14 @@ def _value(report: EvaluationReport, key: str) -> float | None:
     return metric.value if metric else None
 
 
-def _explain_confusion(report: EvaluationReport) -> str:
-    return "Each row is a true type; the brighter a cell, the more of its X-rays get that answer."
-
-
-def _explain_classes(report: EvaluationReport) -> str:
+def _name_rare_classes(report: EvaluationReport) -> str:
+    """Return a sentence about the classes that are hardly ever recognized, or nothing."""
     rare = [
         f"{c.label} ({percent(c.recall)})"
         for c in report.per_class
-        if (c.recall or 0) < RARELY and c.recall is not None
+        if c.recall is not None and c.recall < RARELY
     ]
-    hardly = f" It hardly ever recognizes {' and '.join(rare)}." if rare else ""
-    return f"The share of the X-rays of each type that it names.{hardly}"
-
-
-def _explain_calibration(report: EvaluationReport) -> str:
-    return (
-        "On the dashed line, answers given with 40 % confidence are right 40 % of the time. A larger dot "
-        "stands for more X-rays."
-    )
-
-
-def _explain_robustness(report: EvaluationReport) -> str:
-    return (
-        "How often it is right on altered copies of the same X-rays, from one view each. The dashed line: "
-        "unaltered."
-    )
-
-
-def _explain_training(report: EvaluationReport) -> str:
-    return "Means over the folds, each measured on the X-rays that it holds out."
-
-
-EXPLANATIONS: Mapping[str, Callable[[EvaluationReport], str]] = {
-    "confusion_matrix": _explain_confusion,
-    "class_bars": _explain_classes,
-    "calibration": _explain_calibration,
-    "robustness_bars": _explain_robustness,
-    "training_curves": _explain_training,
-}
+    return f" It hardly ever recognizes {' and '.join(rare)}." if rare else ""
 
 
 def _read_card(folder: Path) -> str:

@@ -44,7 +44,7 @@ def test_show_all_concludes_for_every_model_and_the_detector():
 def test_every_chart_of_a_model_comes_with_an_explanation_or_says_that_there_is_none(name):
     tab = build_tab()
     missing = {"robustness_bars", "training_curves"} if name == ENSEMBLE else set()
-    for function in CHARTS.values():
+    for function in CHARTS:
         text, plot = tab.show_chart(function, name)
         assert plot["visible"] == (plot["value"] is not None) == (function not in missing)
         assert ("has no such figures" in text) == (function in missing) and text.endswith(".")
@@ -71,7 +71,7 @@ def test_misconfigured_model_leaves_the_others_and_shows_the_error(monkeypatch):
     assert "ResNet50 in TensorFlow is unavailable" in updates[tab.errors]
     assert "FRACTURE_HUB_RESNET50" in updates[tab.errors]
     assert measured_models(tab) == {model_title("pytorch-cnn"), model_title("tensorflow-cnn")}
-    for function in CHARTS.values():
+    for function in CHARTS:
         text, plot = tab.show_chart(function, "resnet50")
         assert "is unavailable" in text and not plot["visible"]
     assert "is unavailable" in tab.show_card("resnet50")
@@ -104,7 +104,7 @@ def test_report_that_cannot_be_drawn_leaves_the_other_models_on_the_page(changes
     model.report = replace(model.report, **changes)
     assert measured_models(tab) >= {model_title(name) for name in ALL_MODELS if name != "resnet50"}
     assert tab.show_coverage() is not None
-    for function in CHARTS.values():
+    for function in CHARTS:
         text, _ = tab.show_chart(function, "resnet50")
         assert text.endswith(".") and "Traceback" not in text
 

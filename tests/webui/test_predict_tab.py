@@ -120,12 +120,12 @@ def test_evidence_of_what_failed_is_a_message(tab, image_path, monkeypatch):
 
 
 def test_classify_while_models_load_says_so(image_path, monkeypatch):
-    told = []
-    monkeypatch.setattr(gr, "Info", told.append)
+    shown_infos = []
+    monkeypatch.setattr(gr, "Info", shown_infos.append)
     tab = build_tab(InferencePipeline())
-    assert classify(tab, image_path)[tab.result] and told == [LOADING]
+    assert classify(tab, image_path)[tab.result] and shown_infos == [LOADING]
     tab._pipeline.warm_up()
-    assert classify(tab, image_path)[tab.result] and told == [LOADING]
+    assert classify(tab, image_path)[tab.result] and shown_infos == [LOADING]
 
 
 def test_classify_without_any_model_shows_why(image_path, monkeypatch):
