@@ -289,6 +289,8 @@ def _repair(folder: Path, fetch: _Fetch, repo: str) -> list[Path]:
         raise ModelUnavailable(
             f"The cached copy of {repo} is damaged and cannot be downloaded again: {first_line(error)}"
         ) from error
+    if not all(path.exists() for path in damaged):  # older clients return what they have
+        raise ModelUnavailable(f"The cached copy of {repo} is damaged and cannot be downloaded again.")
     return _damaged_files(folder)
 
 
