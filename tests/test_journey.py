@@ -22,6 +22,7 @@ def test_model_trained_and_pushed_by_the_notebook_predicts_on_the_page(hub, data
     push = ["push", "dataset", "--data", str(dataset_folder), "--repo", dataset, "--n-folds", "4"]
     assert main(push) == 0
     parameters = {
+        "QUICK": False,
         "DATA": f"hf-hub:{dataset}",
         "SPLIT": "train",
         "OUT": str(tmp_path / "trained"),

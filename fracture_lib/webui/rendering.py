@@ -31,9 +31,9 @@ __all__ = [
     "VIEWER_JS",
     "percent",
     "render_chip",
-    "render_class_examples",
     "render_evidence",
     "render_image_cell",
+    "render_image_table",
     "render_inputs",
     "render_legend",
     "render_live",
@@ -187,13 +187,14 @@ def render_chip(status: RowStatus) -> str:
     return _render("chip", status=status)
 
 
-def render_class_examples(rows: Iterable[tuple[str, int, str | Path]]) -> str:
-    """Return one small image per class; `rows` are (label, number of images, path of one)."""
-    examples = [
-        (label, n, _png(Image.fromarray((255 * preprocess(path, (LETTERBOX,))[0]).astype(np.uint8))))
-        for label, n, path in rows
-    ]
-    return _render("class_examples", examples=examples)
+def render_image_table(title: str, rows: Sequence[tuple[str, int, Sequence[Path]]]) -> str:
+    """Return a table of small images; `rows` are (name, number of images, paths of some)."""
+    shown = [(name, n, [_thumbnail(path) for path in paths]) for name, n, paths in rows]
+    return _render("image_table", title=title, rows=shown, largest=max(n for _, n, _ in rows))
+
+
+def _thumbnail(path: Path) -> str:
+    return _png(Image.fromarray((255 * preprocess(path, (LETTERBOX,))[0]).astype(np.uint8)))
 
 
 def render_evidence(result: ComparisonResult, sources: Iterable[str], label: str) -> str:

@@ -255,7 +255,9 @@ def test_render_report_has_one_article_and_disclaimer_per_image(result):
     assert not re.search(r"https?://", html)
 
 
-def test_render_class_examples_shows_label_and_count(tmp_path):
+def test_render_image_table_shows_names_counts_and_images(tmp_path):
     synthetic_radiograph("Spiral").save(tmp_path / "spiral.png")
-    html = rendering.render_class_examples([("Spiral", 12, tmp_path / "spiral.png")])
-    assert "Spiral: 12" in html and html.count("<img") == 1
+    html = rendering.render_image_table(
+        "Class", [("Spiral", 12, [tmp_path / "spiral.png"] * 2), ("Oblique", 3, [])]
+    )
+    assert "Spiral" in html and "--share: 25.0%" in html and html.count("<img") == 2
