@@ -25,6 +25,7 @@ EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 # CUDA packages that torch pins itself and that .ci/lock leaves out.
 EXCLUDED = set(PYPROJECT["tool"]["uv"]["exclude-dependencies"])
 WEIGHTS_NOT_SHIPPED = {"model.keras", "model.safetensors", "out_of_fold.safetensors"}
+SERVING = "requirements-serving.txt"
 PYPI_LIMIT = 100 * 2**20  # bytes per file
 
 
@@ -56,9 +57,10 @@ def installed_dependencies(requirement: Requirement, found: set[str]) -> set[str
     ("paths", "extras"),
     [
         (["requirements.txt"], ["app", "train", "hub"]),
+        ([SERVING], ["app"]),
         (["requirements.txt", "tests/requirements.txt"], ["app", "train", "hub", "dev"]),
     ],
-    ids=["requirements", "tests"],
+    ids=["requirements", "serving", "tests"],
 )
 def test_requirement_files_pin_every_installed_dependency(paths: list[str], extras: list[str]) -> None:
     pins = [pin for pin in read_pins(*paths) if applies(pin)]
@@ -73,7 +75,7 @@ def test_requirement_files_pin_every_installed_dependency(paths: list[str], extr
 
 
 def test_requirement_files_hold_exact_pins_only() -> None:
-    for path in ("requirements.txt", "tests/requirements.txt"):
+    for path in ("requirements.txt", SERVING, "tests/requirements.txt"):
         lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
         others = [line for line in lines if line and not re.match(r"\s*#|[\w.-]+==[\w.]+( ; |$)", line)]
         assert others == (["-r ../requirements.txt"] if path.startswith("tests") else [])
@@ -86,6 +88,13 @@ def test_requirement_files_satisfy_pyproject() -> None:
     for requirement in map(Requirement, [*PYPROJECT["project"]["dependencies"], *pinned_extras]):
         (specifier,) = pins[canonicalize_name(requirement.name)].specifier
         assert specifier.version in requirement.specifier, f"{requirement}: run .ci/lock"
+
+
+def test_serving_requirements_are_a_part_of_all_without_the_frameworks() -> None:
+    serving, everything = (set(map(str, read_pins(path))) for path in (SERVING, "requirements.txt"))
+    assert serving < everything
+    names = {Requirement(pin).name for pin in everything - serving}
+    assert {"torch", "tensorflow", "keras", "transformers"} <= names
 
 
 def imported_packages(folder: Path) -> set[str]:
