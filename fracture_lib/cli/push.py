@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from fracture_lib.cli.options import DATA_NOTE, Commands, Parser, add_command, add_group, positive_int
+from fracture_lib.errors import InvalidArgument
 from fracture_lib.hub import BUNDLE
 from fracture_lib.registry import DETECTOR, MODELS
 
@@ -94,9 +95,11 @@ def _add_space(commands: Commands) -> None:
         commands,
         "space",
         run_space,
-        description="Publish the page as a Space.",
+        description="Publish the page as a Space. A new Space runs on ZeroGPU, where a free account may host "
+        "two. The page classifies on the CPU and never waits for a GPU.",
         examples=[
             "fracture push space --repo OWNER/SPACE",
+            "fracture push space --repo OWNER/SPACE --hardware cpu-basic",
             "fracture push space --repo OWNER/SPACE --models OWNER/NAME@COMMIT --datasets OWNER/DATASET",
         ],
         extra="hub",
@@ -115,15 +118,37 @@ def _add_space(commands: Commands) -> None:
         metavar="OWNER/NAME",
         help="datasets that the Space's page on the Hub links to (default: none)",
     )
+    parser.add_argument(
+        "--hardware",
+        metavar="NAME",
+        help="hardware that the Space runs on (default: zero-a10g, which is ZeroGPU, for a new Space; an "
+        "existing one keeps its own)",
+    )
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="also install what training and publishing need, which ZeroGPU cannot run (default: only what "
+        "serving needs)",
+    )
     _add_repository_options(parser)
 
 
 def run_space(options: argparse.Namespace) -> int:
-    from fracture_lib.publishing.push import collect_space_files, set_space_variables, variables_for
+    from fracture_lib.publishing.push import (
+        ZERO_GPU,
+        collect_space_files,
+        set_space_variables,
+        variables_for,
+    )
 
+    if options.full and options.hardware in (None, ZERO_GPU):
+        raise InvalidArgument(
+            "ZeroGPU cannot run the version of PyTorch that --full installs. "
+            "Choose other hardware, for example --hardware cpu-basic."
+        )
     variables = variables_for(options.models)
-    files = collect_space_files(options.repo, options.models, options.datasets)
-    _push(options, files, "space")
+    files = collect_space_files(options.repo, options.models, options.datasets, options.full)
+    _push(options, files, "space", hardware=options.hardware)
     if options.create_pr and variables:
         print("After the pull request is merged, set these variables of the Space:")
         print(*(f"  {name}={value}" for name, value in variables.items()), sep="\n")
@@ -154,6 +179,7 @@ def _push(
     files: Mapping[str, Path | bytes],
     kind: Literal["model", "dataset", "space"],
     force: bool = False,
+    hardware: str | None = None,
 ) -> int:
     from fracture_lib.publishing.push import push_to_hub
 
@@ -165,6 +191,7 @@ def _push(
         create_pr=options.create_pr,
         force=force,
         dry_run=options.dry_run,
+        hardware=hardware,
     )
     print(*messages, sep="\n")
     print(f"Pushed: {url}" if url else "Dry run: nothing was sent.")

@@ -32,9 +32,10 @@ from fracture_lib.publishing.cards import (
 from fracture_lib.registry import MODELS
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, SpaceHardware
 
 __all__ = [
+    "ZERO_GPU",
     "PushResult",
     "RepoFiles",
     "RepoKind",
@@ -51,8 +52,10 @@ RepoFiles: TypeAlias = Mapping[str, Path | bytes]  # path in the repository -> l
 
 REQUIRED_MODEL_FILES = {"model.onnx", "head.safetensors", "evaluation.json"}
 DETECTOR_FILES = ("config.json", "model.onnx", "evaluation.json")
-# What the Space needs to install and start.
-SPACE_FILES = ("app.py", "requirements.txt", "model_card.md", "LICENSE", "docs/*", "fracture_lib/**/*")
+# What the Space needs to start, beside its README.md and requirements.txt.
+SPACE_FILES = ("app.py", "model_card.md", "LICENSE", "docs/*", "fracture_lib/**/*")
+ALL_REQUIREMENTS, SERVING_REQUIREMENTS = "requirements.txt", "requirements-serving.txt"
+ZERO_GPU = "zero-a10g"  # hosts Spaces of free accounts; cpu-basic needs a paid plan
 # Files of an earlier push that match are deleted unless they are sent again.
 REPLACED_FILES: dict[RepoKind, Sequence[str]] = {
     "model": MODEL_FILES,
@@ -62,6 +65,7 @@ REPLACED_FILES: dict[RepoKind, Sequence[str]] = {
 TIMEOUT = 10  # seconds to wait for the Hub before a push
 ADVICE_BY_STATUS = {
     401: "Log in with `hf auth login`, or set HF_TOKEN to a token with write access.",
+    402: "The account needs a paid plan for this hardware, or for more than two Spaces on ZeroGPU.",
     403: "Use a token with write access to it.",
     412: "Someone else pushed to it meanwhile; try again.",
 }
@@ -137,13 +141,14 @@ def collect_dataset_files(images: LabelledImages, n_folds: int = 5) -> dict[str,
 
 
 def collect_space_files(
-    repo: str, models: Sequence[str] = (), datasets: Sequence[str] = ()
+    repo: str, models: Sequence[str] = (), datasets: Sequence[str] = (), full: bool = False
 ) -> dict[str, Path | bytes]:
     """Return the files to push for the page as the Space `repo`.
 
     `models` are Hub repositories "owner/name@commit" that the Space serves: its README preloads them.
-    `datasets` are Hub repositories that the README links. Raises InvalidData unless this package runs
-    from a source checkout.
+    `datasets` are Hub repositories that the README links. The Space installs what serving needs; with
+    `full`, also what training and publishing need. Raises InvalidData unless this package runs from a
+    source checkout.
     """
     root = source_checkout()
     paths = [path for pattern in SPACE_FILES for path in sorted(root.glob(pattern)) if path.is_file()]
@@ -152,7 +157,11 @@ def collect_space_files(
         for path in paths
         if not {"__pycache__", "checkpoints"} & set(path.parts) and path.name not in NOT_SERVED
     }
-    return {**files, "README.md": render_space_readme(root / "README.md", repo, models, datasets).encode()}
+    return {
+        **files,
+        "README.md": render_space_readme(root / "README.md", repo, models, datasets).encode(),
+        "requirements.txt": root / (ALL_REQUIREMENTS if full else SERVING_REQUIREMENTS),
+    }
 
 
 def push_to_hub(
@@ -163,12 +172,14 @@ def push_to_hub(
     create_pr: bool = False,
     force: bool = False,
     dry_run: bool = False,
+    hardware: str | None = None,
 ) -> PushResult:
     """Commit `files`, from one of the functions above, to the repository `repo`, "owner/name".
 
     Creates the repository, `private` or public, if it does not exist. With `create_pr`, opens a pull
     request instead of changing the main branch; with `dry_run`, sends nothing. A model that was measured
-    to be better is only replaced with `force`.
+    to be better is only replaced with `force`. A Space runs on `hardware`; without it, a new Space runs
+    on ZeroGPU, and an existing one keeps its hardware.
 
     Raises PushError, or InvalidModel if a model's evaluation.json has no accuracy or AUROC; no file of
     the repository is changed then.
@@ -177,8 +188,11 @@ def push_to_hub(
         raise PushError(f'"{repo}" is not a repository. Nothing was changed. Write it as "owner/name".')
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+    flavor = _parse_hardware(hardware) if hardware else None
     api = HfApi()
     head, existing = _read_head(api, repo, kind)
+    if kind == "space" and head is None:
+        flavor = flavor or _parse_hardware(ZERO_GPU)
     obsolete = [
         path
         for path in existing
@@ -189,6 +203,7 @@ def push_to_hub(
         + (" by a pull request" if create_pr else ""),
         *(f"  {_size(content):>12,}  {path}" for path, content in files.items()),
         *(f"  {'deleted':>12}  {path}" for path in obsolete),
+        *([f"hardware {flavor.value}"] if flavor else []),
     ]
     if kind == "model":
         messages.append(_compare_headlines(api, repo, head, files["evaluation.json"], force))
@@ -197,8 +212,12 @@ def push_to_hub(
     with _push_errors(repo):
         if head is None:
             sdk = "gradio" if kind == "space" else None
-            api.create_repo(repo, repo_type=kind, private=private, exist_ok=True, space_sdk=sdk)
+            api.create_repo(
+                repo, repo_type=kind, private=private, exist_ok=True, space_sdk=sdk, space_hardware=flavor
+            )
             head, _ = _read_head(api, repo, kind)
+        elif flavor:
+            api.request_space_hardware(repo, flavor)
         commit = api.create_commit(
             repo,
             [CommitOperationAdd(path, content) for path, content in files.items()]
@@ -249,6 +268,19 @@ def set_space_variables(space: str, variables: Mapping[str, str]) -> None:
         raise PushError(
             f"{space} was pushed, but its variables could not be set: {_reason(error)}. It serves its "
             f"bundled models. Set the variables in the Space's settings: {settings}"
+        ) from error
+
+
+def _parse_hardware(name: str) -> "SpaceHardware":
+    """Return the hardware that the Hub calls `name`. Raises PushError."""
+    from huggingface_hub import SpaceHardware
+
+    try:
+        return SpaceHardware(name)
+    except ValueError as error:
+        names = ", ".join(hardware.value for hardware in SpaceHardware)
+        raise PushError(
+            f'"{name}" is not hardware of a Space. Nothing was changed. Choose from {names}.'
         ) from error
 
 

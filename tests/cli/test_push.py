@@ -92,6 +92,20 @@ def test_push_space_pushes_the_page_and_sets_its_variables(hub):
     assert {"app.py", "requirements.txt", "README.md"} < hub.files("someone/cli-space", kind="spaces").keys()
 
 
+def test_push_space_takes_hardware_and_all_requirements(hub):
+    assert push("space", "someone/cli-full", "--full", "--hardware", "cpu-upgrade") == 0
+    assert hub.repositories["spaces", "someone/cli-full"].hardware == "cpu-upgrade"
+    assert b"\ntorch==" in hub.files("someone/cli-full", kind="spaces")["requirements.txt"]
+
+
+@pytest.mark.parametrize("hardware", [[], ["--hardware", "zero-a10g"]])
+def test_push_space_with_all_requirements_on_zero_gpu_exits_with_two(hub, capsys, hardware):
+    hub.requests.clear()
+    assert push("space", "someone/cli-full-zero", "--full", *hardware) == 2
+    assert capsys.readouterr().err.startswith("error: ZeroGPU cannot run the version of PyTorch")
+    assert hub.requests == []
+
+
 def test_push_space_with_create_pr_prints_the_variables_instead(hub, capsys):
     sha = hub.add("someone/cli-served", BUNDLE / "pytorch-cnn")
     pin = f"someone/cli-served@{sha}"

@@ -16,7 +16,11 @@ STARTUP_TIMEOUT = 240  # seconds, for a busy machine
 
 @contextmanager
 def running_app(
-    log: Path, folder: Path = ROOT, command: Sequence[str] = ("app.py",), **environment: str
+    log: Path,
+    folder: Path = ROOT,
+    command: Sequence[str] = ("app.py",),
+    python: str | Path = sys.executable,
+    **environment: str,
 ) -> Iterator[str]:
     """Yield the URL of `python app.py`, started in `folder`; its log must hold no traceback at the end."""
     with socket.socket() as free:
@@ -24,7 +28,7 @@ def running_app(
         port = free.getsockname()[1]
     with log.open("w") as out:
         app = subprocess.Popen(
-            [sys.executable, *command],
+            [python, *command],
             cwd=folder,
             env={**os.environ, "GRADIO_SERVER_PORT": str(port), **environment},
             stdout=out,

@@ -73,6 +73,7 @@ class Repository:
     id: str
     private: bool = False
     variables: dict[str, str] = field(default_factory=dict)  # of a Space
+    hardware: str | None = None  # of a Space
     refs: dict[str, str] = field(default_factory=dict)  # branch or pull request -> commit sha
     commits: dict[str, Files] = field(default_factory=dict)  # by sha
 
@@ -185,6 +186,7 @@ def create(hub: Hub, request: Request, body: bytes) -> object:
         return JSONResponse({"error": "the repository exists", "url": url}, 409)
     private = content.get("private") or content.get("visibility") == "private"
     repository = hub.repositories[kind, repo] = Repository(kind, repo, bool(private))
+    repository.hardware = content.get("hardware")
     repository.commit({".gitattributes": Blob(b"", False)})
     return {"url": url, "id": repo}
 
@@ -345,6 +347,11 @@ def variables(hub: Hub, request: Request, body: bytes, kind: str, repo: str) -> 
     return {}
 
 
+def hardware(hub: Hub, request: Request, body: bytes, kind: str, repo: str) -> object:
+    flavor = find_repository(hub, request, kind, repo).hardware = json.loads(body)["flavor"]
+    return {"stage": "BUILDING", "hardware": {"current": None, "requested": flavor}}
+
+
 def find_repository(hub: Hub, request: Request, kind: str | None, repo: str) -> Repository:
     """Return a repository that the request may see; raise HubError otherwise."""
     repository = hub.repositories.get((kind or "models", repo))
@@ -370,6 +377,7 @@ ROUTES: list[tuple[str, str, Callable[..., object], bool]] = [
     ("GET", rf"{_API}/{_ID}/tree/([^/]+)(?:/(.+))?", tree, False),
     ("GET", rf"{_API}/{_ID}/refs", refs, False),
     ("POST", rf"{_API}/{_ID}/variables", variables, True),
+    ("POST", rf"{_API}/{_ID}/hardware", hardware, True),
     ("GET", rf"{_API}/{_ID}/revision/([^/]+)", info, False),
     ("GET", rf"{_API}/{_ID}", info, False),
     ("POST", rf"{_GIT}\.git/info/lfs/objects/batch", lfs_batch, True),

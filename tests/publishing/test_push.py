@@ -27,7 +27,10 @@ from fracture_lib.publishing.push import (
 )
 from fracture_lib.registry import ALL_MODELS, DETECTOR, MODELS
 from tests.helpers.app_runner import running_app
+from tests.helpers.zero_gpu import zero_gpu
 
+ZERO_GPU_PYTHONS = ("3.10.13", "3.12.12")
+NOT_INSTALLED = ("torch", "tensorflow", "keras", "transformers", "datasets", "scipy", "sklearn")
 SERVED_FILES = [
     "config.json",
     "preprocessor_config.json",
@@ -354,8 +357,18 @@ def test_collect_space_files_in_installed_wheel_asks_for_a_checkout(tmp_path, mo
         collect_space_files("someone/space")
 
 
+@pytest.mark.parametrize(
+    ("full", "name"), [(False, "requirements-serving.txt"), (True, "requirements.txt")], ids=["lean", "full"]
+)
+def test_collect_space_files_take_the_requirements_of_serving_or_all(full, name):
+    requirements = collect_space_files("someone/space", full=full)["requirements.txt"]
+    assert requirements == cards.source_checkout() / name
+
+
 @pytest.mark.slow
-def test_pushed_space_starts_from_its_files_alone_and_serves_the_hubs_model(hub, image_path, tmp_path):
+def test_pushed_space_starts_on_zero_gpu_from_its_files_alone_and_serves_the_hubs_model(
+    hub, image_path, tmp_path
+):
     repo, model = "someone/space", "someone/space-model"
     pin = f"{model}@{hub.add(model, BUNDLE / 'pytorch-cnn')}"
     variables = variables_for([pin])
@@ -366,16 +379,64 @@ def test_pushed_space_starts_from_its_files_alone_and_serves_the_hubs_model(hub,
     files = hub.files(repo, kind="spaces")
     header = RepoCard(files["README.md"].decode()).data.to_dict()
     assert header["models"] == [model] and header["datasets"] == ["someone/radiographs"]
+    repo_id, _, commit = header["preload_from_hub"][0].split()
+    assert f"{repo_id}@{commit}" == pin
+    thumbnail = header["thumbnail"].removeprefix(f"https://huggingface.co/spaces/{repo}/resolve/main/")
+    assert thumbnail in files
+    assert header["python_version"] in ZERO_GPU_PYTHONS and len(header["short_description"]) <= 60
     assert f"\ngradio=={header['sdk_version']}\n" in files["requirements.txt"].decode()
     assert header["app_file"] == "app.py"
-    assert {"sdk", "python_version", "license", "tags", "thumbnail"} <= header.keys()
+    assert {"sdk", "license", "tags"} <= header.keys()
+    space, missing = tmp_path / "space", tmp_path / "missing"
     for path, data in files.items():
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_bytes(data)
-    with running_app(tmp_path.parent / "space.txt", tmp_path, **variables, PYTHONPATH="") as url:
+        (space / path).parent.mkdir(parents=True, exist_ok=True)
+        (space / path).write_bytes(data)
+    missing.mkdir()
+    for module in NOT_INSTALLED:
+        (missing / f"{module}.py").write_text("raise ImportError")
+    with (
+        zero_gpu() as (variables_of_zero_gpu, requests),
+        running_app(
+            tmp_path / "log.txt", space, **variables, **variables_of_zero_gpu, PYTHONPATH=str(missing)
+        ) as url,
+    ):
         result = Client(url, verbose=False).predict(handle_file(image_path), 3, False, api_name="/compare")
+    assert requests == ["/startup-report"], "ZeroGPU found a GPU function, and no image waited for a GPU"
     assert [p["model"] for p in result["predictions"]] == list(ALL_MODELS), result["failures"]
     assert result["predictions"][0]["source"].startswith(f"Hugging Face Hub, {model}")
+
+
+def test_push_space_creates_it_on_zero_gpu_unless_hardware_is_named(hub):
+    files = {"app.py": b""}
+    _, messages = push_to_hub(files, "someone/free", "space")
+    assert hub.repositories["spaces", "someone/free"].hardware == "zero-a10g"
+    assert "hardware zero-a10g" in messages
+    push_to_hub(files, "someone/paid", "space", hardware="cpu-basic")
+    assert hub.repositories["spaces", "someone/paid"].hardware == "cpu-basic"
+
+
+def test_push_to_existing_space_keeps_its_hardware_unless_named(hub):
+    repo, files = "someone/upgraded", {"app.py": b""}
+    push_to_hub(files, repo, "space", hardware="cpu-upgrade")
+    _, messages = push_to_hub(files, repo, "space")
+    assert hub.repositories["spaces", repo].hardware == "cpu-upgrade"
+    assert not any(line.startswith("hardware") for line in messages)
+    push_to_hub(files, repo, "space", hardware="zero-a10g")
+    assert hub.repositories["spaces", repo].hardware == "zero-a10g"
+
+
+def test_push_space_with_unknown_hardware_lists_the_known(hub):
+    hub.requests.clear()
+    with pytest.raises(PushError, match=r'"zerogpu" is not .* Nothing was changed\. .*zero-a10g'):
+        push_to_hub({}, "someone/space-on-nothing", "space", hardware="zerogpu")
+    assert hub.requests == []
+
+
+def test_push_space_without_the_plan_for_it_advises(hub):
+    hub.fail("POST", "/api/repos/create", status=402)
+    with pytest.raises(PushError, match=r"No file was changed\. The account needs a paid plan"):
+        push_to_hub({"app.py": b""}, "someone/unpaid", "space", hardware="cpu-basic")
+    assert ("spaces", "someone/unpaid") not in hub.repositories
 
 
 def test_push_space_deletes_modules_of_an_earlier_push(hub):
