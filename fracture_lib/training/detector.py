@@ -1,11 +1,12 @@
 """Train the fracture detector on FracAtlas: measure it in grouped folds, then fit it on all images.
 
-images -> frozen features of random views -> for each fold: fit on the others -> out-of-fold logits and maps
-                                          -> fit on all images -> the weights that are kept
+images -> for each fold: fit on random views of the others -> out-of-fold logits and maps
+       -> fit on all images -> the weights that are kept
 """
 
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -63,13 +64,12 @@ _logger = logging.getLogger(__name__)
 class DetectorRecipe:
     """How the detector is trained."""
 
-    epochs: int = 6
+    epochs: int = 20
     batch_size: int = 32
     learning_rate: float = 1e-3
     warmup_fraction: float = 0.15
     weight_decay: float = 0.02
     clip_norm: float = 5.0
-    n_cached_views: int = 6
     negatives: float = 1.2  # images without a fracture per image with one, in an epoch
     augmentation: Augmentation = field(
         default_factory=lambda: Augmentation(
@@ -121,7 +121,7 @@ def train_detector(
     }
     check_same_run(checkpoints / "run.json", settings)
     began = perf_counter()
-    run = prepare(data, checkpoints, start.path, recipe, seed)
+    run = prepare(data, start.path, recipe, seed)
     logits, maps = _cross_validate(run, folds, checkpoints)
     learner = run.fit(np.ones(len(folds), np.bool_), checkpoints / "all.safetensors", "all images")
     minutes = (perf_counter() - began) / 60
@@ -187,16 +187,14 @@ def _localize_overlays(images: BoxedImages, n: int | None) -> dict[str, Localiza
 
 @dataclass(frozen=True, eq=False)
 class DetectorRun:
-    """The cached features of N images, and what their fits share."""
+    """N images in memory, and what their fits share."""
 
     atlas: FracAtlas
     recipe: DetectorRecipe
     seed: int
     pretrained: Path
-    features: NDArray[np.float16]  # [V, N, h, w, C], of random views
-    places: NDArray[np.float16]  # [V, N, 16, 16], the share of each place that lies in a box
-    fractured: NDArray[np.bool_]  # [V, N], whether the view still shows a fracture
-    plain_features: NDArray[np.float16]  # [N, h, w, C], of the view that is served
+    images: Sequence[NDArray[np.float16]]  # N of [h, w], what views are cut from
+    boxes: Sequence[NDArray[np.float32]]  # N of [K, 4], on these, in 0..1
 
     def fit(self, train: NDArray[np.bool_], path: Path, title: str) -> "DetectorLearner":
         """Return a learner trained on the images `train` [N]; its weights are kept in the file `path`."""
@@ -218,19 +216,12 @@ class DetectorRun:
             rng.shuffle(chosen)
             losses = []
             for step in range(n_steps):
-                batch = np.sort(chosen[step * recipe.batch_size : (step + 1) * recipe.batch_size])
-                views = rng.integers(len(self.features), size=len(batch))
+                batch = chosen[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+                views, places, fractured = zip(*(self._random_view(i, rng) for i in batch), strict=True)
                 findings = self.atlas.findings[batch].copy()
-                findings[:, 0] = self.fractured[views, batch]
+                findings[:, 0] = fractured
                 rate = one_cycle((epoch + step / n_steps) / recipe.epochs, recipe)
-                losses.append(
-                    learner.step(
-                        self.features[views, batch].astype(np.float32),
-                        findings,
-                        self.places[views, batch].astype(np.float32),
-                        rate,
-                    )
-                )
+                losses.append(learner.step(np.stack(views), findings, np.stack(places), rate))
             _logger.info("%s, epoch %d: losses %s", title, epoch + 1, np.mean(losses, 0).round(4))
         learner.use_averages()
         partial = path.with_suffix(".partial")
@@ -238,60 +229,45 @@ class DetectorRun:
         partial.replace(path)  # a kill while writing leaves no damaged file
         return learner
 
+    def _random_view(
+        self, i: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], bool]:
+        """Return a view [256, 256] of image i, the share of each place in a box, and if a fracture shows."""
+        image, strength = self.images[i].astype(np.float32), self.recipe.augmentation
+        affine = random_affine(image.shape, strength, rng, DETECTOR_SIZE)
+        view = change_tones(warp(image, affine, DETECTOR_SIZE), strength, rng)
+        if not len(self.boxes[i]):
+            return view, np.zeros((CELLS, CELLS), np.float32), False
+        mask = _draw_boxes(image.shape, self.boxes[i])
+        shown = warp(mask, affine, DETECTOR_SIZE)
+        # One pixel of the view covers |ad - bc| pixels of the image.
+        area = shown.sum() * abs(affine[0] * affine[4] - affine[1] * affine[3])
+        places = shown.reshape(CELLS, 16, CELLS, 16).mean((1, 3))
+        return view, places, bool(area >= MIN_VISIBLE * mask.sum())
+
     def predict(
         self, learner: "DetectorLearner", chosen: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float32], ...]:
         """Return the logits [M], maps [M, 16, 16] and embeddings [M, D] of the images `chosen` [N]."""
         indices = np.flatnonzero(chosen)
         parts = [
-            learner.predict(self.plain_features[chunk].astype(np.float32))
+            learner.predict(
+                np.concatenate([make_detector_input(self.images[i].astype(np.float32)) for i in chunk])
+            )
             for chunk in np.array_split(indices, max(1, len(indices) // 64))
         ]
         return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
-def prepare(
-    data: str | Path, folder: Path, pretrained: Path, recipe: DetectorRecipe, seed: int
-) -> DetectorRun:
-    """Compute the frozen trunk's features of random views of every image, or read them from `folder`.
-
-    Raises InvalidData, and InvalidModel if the pretrained weights do not fit.
-    """
-    from fracture_lib.models.efficientnet import DetectorLearner
-
+def prepare(data: str | Path, pretrained: Path, recipe: DetectorRecipe, seed: int) -> DetectorRun:
+    """Read the images of a FracAtlas folder. Raises InvalidData."""
     atlas = load_fracatlas(data)
-    cache = folder / "features.npy", folder / "places.npy", folder / "fractured.npy", folder / "plain.npy"
-    if not cache[-1].exists():
-        learner = DetectorLearner(pretrained, atlas.findings.shape[1], seed, 0.0, 1.0)
-        n, n_views = len(atlas.paths), recipe.n_cached_views
-        size = learner.features(np.zeros((1, DETECTOR_SIZE, DETECTOR_SIZE), np.float32)).shape[1:]
-        features = np.lib.format.open_memmap(cache[0], "w+", np.float16, (n_views, n, *size))
-        places = np.zeros((n_views, n, CELLS, CELLS), np.float16)
-        fractured = np.zeros((n_views, n), np.bool_)
-        plain = np.zeros((n, *size), np.float16)
-        images = map_images(_read_content, atlas.paths, "frozen features")
-        for i, (image, shape, frame) in enumerate(images):
-            rng = np.random.default_rng((seed, i))
-            mask = _draw_boxes(image.shape, boxes_inside(atlas.boxes[i], shape, frame))
-            views = [make_detector_input(image)[0]]
-            for v in range(n_views):
-                affine = random_affine(image.shape, recipe.augmentation, rng, DETECTOR_SIZE)
-                views.append(change_tones(warp(image, affine, DETECTOR_SIZE), recipe.augmentation, rng))
-                if len(atlas.boxes[i]):
-                    shown = warp(mask, affine, DETECTOR_SIZE)
-                    places[v, i] = shown.reshape(CELLS, 16, CELLS, 16).mean((1, 3))
-                    # One pixel of the view covers |ad - bc| pixels of the image.
-                    area = shown.sum() * abs(affine[0] * affine[4] - affine[1] * affine[3])
-                    fractured[v, i] = area >= MIN_VISIBLE * mask.sum()
-            computed = learner.features(np.stack(views))
-            plain[i], features[:, i] = computed[0], computed[1:]
-        features.flush()
-        partial = folder / "partial.npy"
-        for path, array in zip(cache[1:], (places, fractured, plain), strict=True):
-            np.save(partial, array)
-            partial.replace(path)  # the last file stands for all, so it must be complete
-    arrays = [np.load(path, mmap_mode="r") for path in cache]
-    return DetectorRun(atlas, recipe, seed, pretrained, *arrays)
+    images, boxes = [], []
+    read = map_images(_read_content, atlas.paths, "images")
+    for (pixels, shape, frame), image_boxes in zip(read, atlas.boxes, strict=True):
+        images.append(pixels.astype(np.float16))
+        boxes.append(boxes_inside(image_boxes, shape, frame))
+    return DetectorRun(atlas, recipe, seed, pretrained, images, boxes)
 
 
 def _read_content(

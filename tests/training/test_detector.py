@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -84,9 +83,7 @@ def test_config_names_the_detector_and_how_it_was_trained(trained):
 
 
 def test_graph_gives_the_predictions_of_pytorch(trained, learner, views):
-    with torch.inference_mode():
-        features = learner.trunk.eval()(torch.from_numpy(views)).permute(0, 2, 3, 1).numpy()
-    logits, maps, embeddings = learner.predict(features)
+    logits, maps, embeddings = learner.predict(views[:, 0])
     detector = read_detector(trained[0])
     for i in (0, 1):
         output = detector.forward(views[i : i + 1])
@@ -101,18 +98,39 @@ def test_graph_is_small_and_holds_no_paths(trained):
     assert (trained[0] / "model.onnx").stat().st_size < 20e6
 
 
-def test_cached_features_are_those_of_the_trunk_on_what_is_served(trained, learner, views):
-    cached = np.load(trained[0] / "checkpoints" / "plain.npy")
-    with torch.inference_mode():
-        expected = learner.trunk.eval()(torch.from_numpy(views[:2])).permute(0, 2, 3, 1).numpy()
-    np.testing.assert_allclose(cached[:2], expected, atol=2e-3 * np.abs(expected).max())
+@pytest.fixture
+def steps(monkeypatch):
+    """What each training step gets, without making it."""
+    recorded = []
+    monkeypatch.setattr(DetectorLearner, "step", lambda learner, *batch: recorded.append(batch) or (0.0, 0.0))
+    return recorded
 
 
-def test_cached_places_lie_in_the_boxes(trained, fracatlas_folder):
-    places = np.load(trained[0] / "checkpoints" / "places.npy")[0]
-    fractured = load_fracatlas(fracatlas_folder).fractured
-    assert (places[fractured].max((1, 2)) > 0.5).all() and not places[~fractured].any()
-    assert np.load(trained[0] / "checkpoints" / "fractured.npy")[0][fractured].all()
+STILL = Augmentation(
+    aspect=(0, 0), zoom=(1, 1), shift=0, rotation=0, rot90_p=0, hflip_p=0, invert_p=0, erase_p=0
+)
+
+
+def fit_on_all(root, pretrained, folder, **changes):
+    run = prepare(root, pretrained, replace(TINY_DETECTOR_RECIPE, **changes), seed=0)
+    run.fit(np.ones(len(run.images), np.bool_), folder / "all.safetensors", "all images")
+
+
+def test_fit_shows_fractures_in_the_boxes(steps, fracatlas_folder, pretrained, tmp_path):
+    fit_on_all(fracatlas_folder, pretrained, tmp_path, augmentation=STILL)
+    for pixels, findings, places, _ in steps:
+        assert pixels.shape[1:] == (256, 256) and pixels.min() >= 0 and pixels.max() <= 1
+        np.testing.assert_array_equal(findings[:, 0] > 0, places.max((1, 2)) > 0.5)
+    assert {0, 1} == {y for _, findings, _, _ in steps for y in findings[:, 0]}
+
+
+def test_fit_on_views_that_cut_the_fracture_off_has_no_fractures(
+    steps, fracatlas_folder, pretrained, tmp_path
+):
+    fit_on_all(fracatlas_folder, pretrained, tmp_path, augmentation=replace(STILL, zoom=(0.02, 0.02)))
+    for _, findings, places, _ in steps:
+        assert (findings[:, 0] <= (places.max((1, 2)) > 0)).all()
+    assert not all(findings[:, 0].all() for _, findings, _, _ in steps)
 
 
 def test_prepare_moves_boxes_into_what_is_left_inside_the_borders(fracatlas_folder, pretrained, tmp_path):
@@ -121,12 +139,10 @@ def test_prepare_moves_boxes_into_what_is_left_inside_the_borders(fracatlas_fold
     framed = Image.new("L", (64, 192), 255)
     framed.paste(Image.open(path), (0, 96))
     framed.save(path)
-    still = Augmentation(aspect=(0, 0), zoom=(1, 1), shift=0, rotation=0, rot90_p=0, hflip_p=0)
-    recipe = replace(TINY_DETECTOR_RECIPE, augmentation=still)
-    places = prepare(root, tmp_path, pretrained, recipe, seed=0).places[0, 0]
-    rows = np.flatnonzero(places.any(1))
+    run = prepare(root, pretrained, TINY_DETECTOR_RECIPE, seed=0)
+    assert run.images[0].shape == (96, 64)
     # The box spans rows 77 to 115 of 192: the first fifth of the 96 that are left.
-    assert rows.tolist() == [0, 1, 2, 3]
+    np.testing.assert_allclose(run.boxes[0][0, [1, 3]], [0, 0.2], atol=0.01)
 
 
 def test_train_again_restores_every_fit_of_folds_that_keep_groups_whole(
