@@ -266,6 +266,8 @@ def test_notebook_from_a_bare_link_trains_and_pushes_with_the_code_of_a_space(
 ):
     """With COLAB_PYTHON, which .ci/colab sets, in an environment like Colab's, to which the notebook adds."""
     assert main(["push", "space", "--repo", "someone/code"]) == 0
+    notebook = tmp_path / "train_colab.ipynb"
+    notebook.write_bytes(hub.files("someone/code", kind="spaces")["train_colab.ipynb"])
     python = os.environ.get("COLAB_PYTHON", sys.executable)
     before = installed_versions(python)
     kernel = tmp_path / "jupyter" / "kernels" / "colab" / "kernel.json"
@@ -279,11 +281,10 @@ def test_notebook_from_a_bare_link_trains_and_pushes_with_the_code_of_a_space(
     parameters = {
         "DATA": str(dataset_folder),
         "REPO": "someone/trial",
-        "CODE": "someone/code",
         "INSTALL": "COLAB_PYTHON" in os.environ,
     }
     executed = papermill.execute_notebook(
-        NOTEBOOK,
+        notebook,
         tmp_path / "executed.ipynb",
         parameters,
         cwd=content,

@@ -24,6 +24,7 @@ __all__ = [
     "is_detector",
     "render_card",
     "render_dataset_card",
+    "render_space_notebook",
     "render_space_readme",
     "results",
     "source_checkout",
@@ -274,6 +275,11 @@ def render_space_readme(
         header["models"] = [model for model, _ in pins]
         header["preload_from_hub"] = [f"{model} {files} {commit}" for model, commit in pins]
     return str(card)
+
+
+def render_space_notebook(notebook: Path, repo: str) -> str:
+    """Return the text of the file `notebook`, which takes its code from the Space `repo`."""
+    return notebook.read_text(encoding="utf-8").replace("CODE = None", f'CODE = \\"{repo}\\"', 1)
 
 
 def _train_accuracy(report: EvaluationReport) -> str:

@@ -26,6 +26,7 @@ from fracture_lib.publishing.cards import (
     is_detector,
     render_card,
     render_dataset_card,
+    render_space_notebook,
     render_space_readme,
     source_checkout,
 )
@@ -55,6 +56,7 @@ DETECTOR_FILES = ("config.json", "model.onnx", "evaluation.json")
 # What the Space needs to start, beside its README.md and requirements.txt.
 SPACE_FILES = ("app.py", "model_card.md", "LICENSE", "docs/*", "fracture_lib/**/*")
 ALL_REQUIREMENTS, SERVING_REQUIREMENTS = "requirements.txt", "requirements-serving.txt"
+NOTEBOOK = "train_colab.ipynb"  # takes its code from the Space
 ZERO_GPU = "zero-a10g"  # hosts Spaces of free accounts; cpu-basic needs a paid plan
 # Files of an earlier push that match are deleted unless they are sent again.
 REPLACED_FILES: dict[RepoKind, Sequence[str]] = {
@@ -160,6 +162,7 @@ def collect_space_files(
     return {
         **files,
         "README.md": render_space_readme(root / "README.md", repo, models, datasets).encode(),
+        NOTEBOOK: render_space_notebook(root / NOTEBOOK, repo).encode(),
         "requirements.txt": root / (ALL_REQUIREMENTS if full else SERVING_REQUIREMENTS),
     }
 

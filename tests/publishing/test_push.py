@@ -351,6 +351,12 @@ def test_collect_space_files_are_what_the_page_needs():
         assert path.rpartition("/")[2] not in NOT_SERVED
 
 
+def test_notebook_of_a_space_takes_its_code_from_there():
+    notebook = json.loads(collect_space_files("someone/space")["train_colab.ipynb"])
+    lines = [line for cell in notebook["cells"] for line in cell["source"] if line.startswith("CODE = ")]
+    assert [line.split("  #")[0] for line in lines] == ['CODE = "someone/space"']
+
+
 def test_collect_space_files_in_installed_wheel_asks_for_a_checkout(tmp_path, monkeypatch):
     monkeypatch.setattr(cards, "PACKAGE", tmp_path / "site-packages" / "fracture_lib")
     with pytest.raises(InvalidData, match="needs the project's source checkout"):
