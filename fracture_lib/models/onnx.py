@@ -23,11 +23,12 @@ from fracture_lib.models.forward import Forward
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-__all__ = ["INPUT", "OUTPUTS", "clear_traces", "finish_export", "load", "open_session"]
+__all__ = ["INPUT", "OUTPUTS", "THREADS", "clear_traces", "finish_export", "load", "open_session"]
 
 INPUT = "pixel_values"
 OUTPUTS = ("logits", "feature_map")
-THREADS = 2  # per image: a Space has two cores
+# Per image, as a Space has two cores. What keeps every core busy with an image of its own sets 1.
+THREADS = 2
 
 
 def load(folder: Path) -> Forward:
@@ -44,12 +45,12 @@ def load(folder: Path) -> Forward:
     return forward
 
 
-def open_session(path: Path, threads: int = THREADS) -> onnxruntime.InferenceSession:
-    """Return a session of an ONNX file in a model folder. Raises InvalidModel."""
+def open_session(path: Path, threads: int | None = None) -> onnxruntime.InferenceSession:
+    """Return a session of an ONNX file in a model folder; by default with THREADS. Raises InvalidModel."""
     if not path.exists():
         raise InvalidModel(f"{path.parent.name} has no {path.name}; export the model again.")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = THREADS if threads is None else threads
     # A thread that spins while it waits takes the core from another visitor.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
