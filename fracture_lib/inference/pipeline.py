@@ -32,6 +32,7 @@ from fracture_lib.io.views import (
     make_views,
     project_maps,
 )
+from fracture_lib.labels import CLASSES
 from fracture_lib.models.detector import Detector, read_detector
 from fracture_lib.models.model import BaseModel, EnsembleModel, ModelOutput, read_model
 from fracture_lib.registry import ALL_MODELS, ENSEMBLE, ENSEMBLE_MEMBERS, MODELS
@@ -41,6 +42,7 @@ __all__ = ["InferencePipeline", "check_ood", "compare", "detect_fracture"]
 logger = logging.getLogger(__name__)
 
 OOD_BACKBONE = "resnet50"
+NO_MAPS = np.empty((len(CLASSES), 0, 0), np.float32)
 PREVIEW_SIDE = 1024  # pixels; large enough to zoom in
 # Seconds before a model that failed to load is loaded again: a batch must not ask the Hub for every image.
 RETRY_INTERVAL = 60
@@ -118,12 +120,14 @@ class InferencePipeline:
         models: Reference | Iterable[Reference] = ALL_MODELS,
         name: str | None = None,
         skip_ood_check: bool = False,
+        visuals: bool = True,
     ) -> ComparisonResult:
         """Classify one image, given as `load_image` takes it, with one model or each of several.
 
         `name` is shown for the image; the default is its file name. An out-of-distribution image gets
-        neither the fracture detector's result nor predictions unless `skip_ood_check`. A model that fails
-        is listed in `failures` and the others still answer; if out-of-distribution detection or the
+        neither the fracture detector's result nor predictions unless `skip_ood_check`. Without
+        `visuals`, the preview and the class activation maps are empty, which saves their time. A model that
+        fails is listed in `failures` and the others still answer; if out-of-distribution detection or the
         fracture detector fails, a warning says so. Raises InvalidImage, also when memory runs out,
         UnknownModel, and InvalidArgument if `models` is empty.
         """
@@ -132,25 +136,28 @@ class InferencePipeline:
             raise InvalidArgument(f"There is no model. Choose from {', '.join(ALL_MODELS)}.")
         members = ENSEMBLE_MEMBERS if ENSEMBLE in references else ()
         loaded, failures = self._load(r for r in (*members, *references) if r != ENSEMBLE)
-        image, preview = _read(source)
+        image, preview = _read(source, visuals)
         pixels = make_views(image.pixels, self.views)
         ood, outputs, ood_warnings = self._try_detect_ood(image, pixels)
         is_rejected = not skip_ood_check and ood is not None and ood.is_ood
         fracture, fracture_warnings = (None, []) if is_rejected else self._try_detect_fracture(image)
         warnings = (*image.warnings, *ood_warnings, *fracture_warnings)
-        results: dict[Reference, tuple[BaseModel, ModelOutput]] = {}
+        results: dict[Reference, tuple[BaseModel, ModelOutput, NDArray[np.float32]]] = {}
         if not is_rejected:
             for reference, model in loaded.items():
                 try:
                     with _only_fracture_errors(reference, "run"):
                         output = outputs.get(model) or model.forward(pixels[None])
-                    results[reference] = model, output
+                        cam = self._project(output, image) if visuals else NO_MAPS
+                    results[reference] = model, output, cam
                 except FractureError as error:
                     failures[reference] = str(error)
             if ENSEMBLE in references:
                 try:
                     with _only_fracture_errors(ENSEMBLE, "run"):
-                        results[ENSEMBLE] = self._combine(results)
+                        ensemble, output = self._combine({r: output for r, (_, output, _) in results.items()})
+                        cam = self._project(output, image) if visuals else NO_MAPS
+                    results[ENSEMBLE] = ensemble, output, cam
                 except FractureError as error:
                     failures[ENSEMBLE] = str(error)
         return ComparisonResult(
@@ -161,16 +168,10 @@ class InferencePipeline:
             ood=ood,
             fracture=fracture,
             predictions={
-                str(r): to_prediction(
-                    results[r][0].info,
-                    results[r][1],
-                    self._project(results[r][1], image),
-                    warnings,
-                    ood,
-                    fracture,
-                )
+                str(r): to_prediction(model.info, output, cam, warnings, ood, fracture)
                 for r in references
                 if r in results
+                for model, output, cam in [results[r]]
             },
             failures={str(r): failures[r] for r in references if r in failures},
             skip_ood_check=skip_ood_check,
@@ -178,7 +179,7 @@ class InferencePipeline:
 
     def check_ood(self, source: ImageSource) -> OODResult:
         """Return whether an image looks like a bone X-ray. Raises FractureError."""
-        image, _ = _read(source)
+        image, _ = _read(source, with_preview=False)
         return self._detect_ood(image, make_views(image.pixels, FAST_VIEWS))[0]
 
     def detect_fracture(self, source: ImageSource) -> FractureResult:
@@ -186,7 +187,7 @@ class InferencePipeline:
 
         Raises FractureError.
         """
-        image, _ = _read(source)
+        image, _ = _read(source, with_preview=False)
         return self._detect_fracture(image)
 
     def _project(self, output: ModelOutput, image: LoadedImage) -> NDArray[np.float32]:
@@ -241,15 +242,13 @@ class InferencePipeline:
                 failures[reference] = str(error)
         return loaded, failures
 
-    def _combine(
-        self, results: Mapping[Reference, tuple[BaseModel, ModelOutput]]
-    ) -> tuple[BaseModel, ModelOutput]:
-        """Return the ensemble and its output from its members' results. Raises FractureError."""
-        if missing := [name for name in ENSEMBLE_MEMBERS if name not in results]:
+    def _combine(self, outputs: Mapping[Reference, ModelOutput]) -> tuple[BaseModel, ModelOutput]:
+        """Return the ensemble and its output from its members' outputs. Raises FractureError."""
+        if missing := [name for name in ENSEMBLE_MEMBERS if name not in outputs]:
             raise ModelUnavailable(f"It needs all of its members, but {', '.join(missing)} failed.")
         ensemble = self.get_model(ENSEMBLE)
         assert isinstance(ensemble, EnsembleModel)
-        return ensemble, ensemble.combine({name: results[name][1] for name in ENSEMBLE_MEMBERS})
+        return ensemble, ensemble.combine({name: outputs[name] for name in ENSEMBLE_MEMBERS})
 
 
 @contextmanager
@@ -319,21 +318,25 @@ def detect_fracture(image: ImageSource) -> FractureResult:
     return _shared_pipeline().detect_fracture(image)
 
 
-def _read(source: ImageSource) -> tuple[LoadedImage, Image.Image]:
-    """Return the image without flat borders and an 8-bit preview."""
+def _read(source: ImageSource, with_preview: bool) -> tuple[LoadedImage, Image.Image]:
+    """Return the image without flat borders, and an 8-bit preview or else an empty image."""
     try:
         image = trim(load_image(source))
-        gray = np.empty(image.pixels.shape, np.uint8)
-        np.multiply(255, image.pixels, out=gray, casting="unsafe")  # avoids a float copy of a large image
-        preview = Image.fromarray(gray)
-        preview.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-        return image, preview
+        return image, _preview(image.pixels) if with_preview else Image.new("L", (0, 0))
     except InvalidImage as error:
         _clear_frames(error)
         raise
     except MemoryError as error:
         _clear_frames(error)
         raise InvalidImage("The image needs more memory than is available. Scale it down first.") from error
+
+
+def _preview(pixels: NDArray[np.float32]) -> Image.Image:
+    gray = np.empty(pixels.shape, np.uint8)
+    np.multiply(255, pixels, out=gray, casting="unsafe")  # avoids a float copy of a large image
+    preview = Image.fromarray(gray)
+    preview.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    return preview
 
 
 def _clear_frames(error: BaseException | None) -> None:

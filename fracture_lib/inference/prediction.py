@@ -56,7 +56,8 @@ class Prediction:
     warnings: tuple[str, ...]  # from reading the image and from out-of-distribution detection
     ood: OODResult | None  # None if it could not be checked
     fracture: FractureResult | None  # None if the fracture detector failed
-    # float32 [10, 32, 32] over the whole image: what each place adds to a class's log-probability
+    # float32 [10, 32, 32] over the whole image: what each place adds to a class's log-probability; [10, 0, 0]
+    # if it was not computed
     cam: NDArray[np.float32] = field(compare=False, repr=False)
 
     @property

@@ -194,7 +194,9 @@ def _has_window_lines(pixels: Floats) -> bool:
         is_even &= across <= WINDOW_LINE_EVENNESS  # of line i + 1 and its change from line i
         is_even_before, is_even_after = is_even[:-2], is_even[2:]
         is_edge = (across[1:-1] > WINDOW_LINE_STEP) & (is_even_before | is_even_after)
-        is_long = _longest_run(is_edge) >= WINDOW_LINE_LENGTH * lines.shape[1]
+        min_length = WINDOW_LINE_LENGTH * lines.shape[1]
+        is_long = is_edge.sum(axis=1) >= min_length  # of few lines, whose longest runs take time to find
+        is_long[is_long] = _longest_run(is_edge[is_long]) >= min_length
         n += int((is_long & ~np.r_[False, is_long[:-1]]).sum())  # a wide line counts once
     return n >= MIN_WINDOW_LINES
 

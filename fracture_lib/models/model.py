@@ -4,9 +4,9 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from time import perf_counter
 
@@ -30,9 +30,14 @@ class ModelOutput:
     """One forward pass on N images."""
 
     probabilities: Floats  # [N, 10], calibrated
-    cam: NDArray[np.float32]  # [N, V, 10, 8, 8], see `models.cam.class_activation_maps`
     milliseconds: float
+    compute_cam: Callable[[], NDArray[np.float32]]
     features: NDArray[np.float32] | None = None  # [N, V, C, h, w], last feature maps; None for an ensemble
+
+    @cached_property  # large batches of images are classified without maps
+    def cam(self) -> NDArray[np.float32]:
+        """Class activation maps [N, V, 10, 8, 8], see `models.cam.class_activation_maps`."""
+        return self.compute_cam()
 
 
 @dataclass(frozen=True)
@@ -116,8 +121,8 @@ class Model(BaseModel):
         logits = view_logits.reshape(n, n_views, -1).mean(axis=1, dtype=np.float64)
         features = view_features.reshape(n, n_views, *view_features.shape[1:])
         probabilities = softmax(logits, self._temperature)
-        cam = class_activation_maps(features, self._head, probabilities, self._temperature)
-        return ModelOutput(probabilities, cam, milliseconds, features)
+        compute_cam = partial(class_activation_maps, features, self._head, probabilities, self._temperature)
+        return ModelOutput(probabilities, milliseconds, compute_cam, features)
 
     @cached_property  # the folder may be deleted while the model serves
     def size_bytes(self) -> int:
@@ -155,13 +160,14 @@ class EnsembleModel(BaseModel):
         """Return the ensemble's output from its members', without another forward pass."""
         weights = [self._weights[name] for name in outputs]
         members = [output.probabilities for output in outputs.values()]
-        cams = [output.cam for output in outputs.values()]
         probabilities = softmax(linear_pool_logits(members, weights), self._temperature)
-        return ModelOutput(
-            probabilities,
-            combine_cams(cams, members, weights, probabilities, self._temperature),
-            sum(output.milliseconds for output in outputs.values()),
-        )
+
+        def compute_cam() -> NDArray[np.float32]:
+            cams = [output.cam for output in outputs.values()]
+            return combine_cams(cams, members, weights, probabilities, self._temperature)
+
+        milliseconds = sum(output.milliseconds for output in outputs.values())
+        return ModelOutput(probabilities, milliseconds, compute_cam)
 
     @property
     def size_bytes(self) -> int:

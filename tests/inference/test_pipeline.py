@@ -72,6 +72,12 @@ def test_predict_shows_the_model_input_and_the_image(pipeline, image_path):
     assert {p.cam.shape for p in result.predictions.values()} == {(len(CLASSES), 32, 32)}
 
 
+def test_predict_without_visuals_gives_the_same_predictions_without_maps(pipeline, image_path):
+    result = pipeline.predict(image_path, visuals=False)
+    assert dict(result.predictions) == dict(pipeline.predict(image_path).predictions)
+    assert {p.cam.size for p in result.predictions.values()} == {0} and result.preview.size == (0, 0)
+
+
 def test_fast_pipeline_answers_from_one_view(image_path):
     fast = InferencePipeline(fast=True)
     result = fast.predict(image_path, ["pytorch-cnn"])
