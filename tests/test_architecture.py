@@ -35,6 +35,7 @@ FRAMEWORK_MODULES = {
     "keras": {"models.keras"},
     "transformers": {"models.transformers"},
     "onnxruntime": {"models.onnx"},
+    "ray": {"inference.bulk_ray"},
     "IPython": {"notebook"},
 }
 
@@ -114,7 +115,16 @@ def run_python(code: str) -> list[str]:
 
 
 def test_importing_the_library_imports_nothing_heavy():
-    heavy = {*FRAMEWORK_MODULES, "huggingface_hub", "datasets", "jinja2", "scipy", "sklearn", "tqdm"}
+    heavy = {
+        *FRAMEWORK_MODULES,
+        "huggingface_hub",
+        "datasets",
+        "jinja2",
+        "pyarrow",
+        "scipy",
+        "sklearn",
+        "tqdm",
+    }
     assert not heavy & set(run_python("import sys, fracture_lib; print(*sys.modules)"))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fracture_lib.errors import InvalidImage
-from fracture_lib.io.files import is_image_file, is_metadata
+from fracture_lib.io.files import is_image_file, is_metadata, walk_files
 
 __all__ = ["find_images", "unique"]
 
@@ -21,12 +21,12 @@ def find_images(argument: str) -> tuple[list[Path], int]:
     """
     path = Path(argument)
     if path.is_dir():
-        files, place = _files_in(path), "in this folder"
+        files, place = list(walk_files(path)), "in this folder"
     elif path.exists() or not any(character in argument for character in "*?["):
         return [path], 0
     else:
         matches = map(Path, sorted(_expand(argument)))
-        files = [file for match in matches for file in (_files_in(match) if match.is_dir() else [match])]
+        files = [file for match in matches for file in (walk_files(match) if match.is_dir() else [match])]
         place = "among the files that match this pattern"
         if not files:
             raise InvalidImage("No file matches this pattern. Check the path.")
@@ -44,14 +44,6 @@ def unique(paths: Iterable[Path], seen: set[str]) -> Iterator[Path]:
         if file not in seen:
             seen.add(file)
             yield path
-
-
-def _files_in(folder: Path) -> list[Path]:
-    return [
-        path
-        for path in sorted(folder.rglob("*"))  # follows no link to a folder
-        if path.is_file() and not is_metadata(path.relative_to(folder).parts)
-    ]
 
 
 def _expand(pattern: str) -> Iterator[str]:

@@ -15,6 +15,7 @@ from fracture_lib.registry import ALL_MODELS
 __all__ = [
     "DATA_NOTE",
     "MODEL_NOTE",
+    "SHARD_SIZE",
     "Commands",
     "Parser",
     "add_command",
@@ -39,6 +40,7 @@ DATA_NOTE = f"""DATA is one of
   {KAGGLE_PREFIX}owner/name"""
 
 WIDTH = 79  # of a description
+SHARD_SIZE = 500  # images in a file of `predict --out`: what a stop loses, seconds to a minute of work
 
 
 class Parser(argparse.ArgumentParser):

@@ -12,9 +12,18 @@ from functools import partial
 from pathlib import Path
 
 from fracture_lib.cli.inputs import find_images, unique
-from fracture_lib.cli.options import MODEL_NOTE, Commands, add_command, add_fast, add_runtime, top_k
-from fracture_lib.errors import FractureError, InvalidImage, UnknownModel
-from fracture_lib.hub import Reference
+from fracture_lib.cli.options import (
+    MODEL_NOTE,
+    SHARD_SIZE,
+    Commands,
+    add_command,
+    add_fast,
+    add_runtime,
+    positive_int,
+    top_k,
+)
+from fracture_lib.errors import FractureError, InvalidArgument, InvalidImage, UnknownModel
+from fracture_lib.hub import HUB_PREFIX, Reference
 from fracture_lib.inference.batch import (
     BatchRow,
     RowStatus,
@@ -50,6 +59,7 @@ def add_commands(commands: Commands) -> None:
             "fracture predict xray.png",
             'fracture predict xray.png folder/ "scans/*.dcm" --model resnet50 --top-k 5',
             "fracture predict folder/ scans.zip --csv results.csv",
+            "fracture predict s3://bucket/scans --out results/ --engine ray",
             "fracture predict xray.png --json | jq .summary",
         ],
         extra="train",  # for the native runtime
@@ -60,7 +70,8 @@ def add_commands(commands: Commands) -> None:
         type=_not_empty,
         metavar="IMAGE",
         help="image or DICOM file, ZIP archive, folder to search with its subfolders, or quoted pattern "
-        'such as "scans/**/*.dcm" (required)',
+        'such as "scans/**/*.dcm" (required); with --out also a .txt file that lists paths, '
+        f"{HUB_PREFIX}owner/name for a dataset, or any address of fsspec, such as s3://bucket/scans",
     )
     parser.add_argument(
         "--model", default="all", help="model to use, or all models and their ensemble (default: %(default)s)"
@@ -88,6 +99,27 @@ def add_commands(commands: Commands) -> None:
         metavar="FILE",
         help="write one line per image and model to FILE, or to stdout for - (default: text)",
     )
+    output.add_argument(
+        "--out",
+        type=_not_empty,
+        metavar="DIR",
+        help="write Parquet files with one row per image to DIR, for any number of images; the same command "
+        "resumes after a stop (default: text)",
+    )
+    parser.add_argument(
+        "--shard-size",
+        type=positive_int,
+        metavar="N",
+        help=f"images per file of --out; a stop loses at most the work on one file (default: {SHARD_SIZE})",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=["local", "ray"],
+        help="for --out, local: the cores of this machine; ray: a cluster, with Ray Data (default: local)",
+    )
+    parser.add_argument(
+        "--address", type=_not_empty, help="Ray cluster (default: RAY_ADDRESS, or this machine)"
+    )
     add_fast(parser)
     add_runtime(parser)
 
@@ -114,6 +146,14 @@ def _csv_file(text: str) -> str:
 
 def run(options: argparse.Namespace) -> int:
     references = ALL_MODELS if options.model == "all" else (options.model,)
+    _check_combination(options)
+    if options.out:
+        options.extra = "ray" if options.engine == "ray" else "bulk"
+        options.resume_hint = " Run the same command again to resume."
+        from fracture_lib.cli.predict_shards import predict_shards  # imports what only this needs
+
+        print(DISCLAIMER, file=sys.stderr)
+        return predict_shards(options, references)
     pipeline = InferencePipeline(options.runtime, options.fast)
     sources = _load_models(pipeline, references, all_needed=options.model != "all")
     if not options.json:
@@ -132,6 +172,17 @@ def run(options: argparse.Namespace) -> int:
     if not (options.json and ok and not left_out):
         _print_message(" ".join([tally(statuses), *left_out]))
     return 0 if ok else 1
+
+
+def _check_combination(options: argparse.Namespace) -> None:
+    """Raise InvalidArgument if options do not go together."""
+    if options.out and len(options.images) > 1:
+        raise InvalidArgument("--out takes one source. Give a folder, a ZIP, a list of paths or an address.")
+    for name in ("shard_size", "engine", "address"):
+        if not options.out and getattr(options, name) is not None:
+            raise InvalidArgument(f"--{name.replace('_', '-')} needs --out DIR.")
+    if options.address and options.engine != "ray":
+        raise InvalidArgument("--address needs --engine ray.")
 
 
 def _load_models(

@@ -5,16 +5,20 @@ Each becomes a folder that `fracture_lib.data.dataset` reads, so that there is o
 
 import csv
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fracture_lib.data.manifest import MANIFEST
 from fracture_lib.errors import FractureError, InvalidData, UnknownLabel
 from fracture_lib.hub import HUB_PREFIX, first_line, is_repo_id, split_revision
 from fracture_lib.labels import ID2LABEL, label_id
 
-__all__ = ["KAGGLE_PREFIX", "resolve_dataset"]
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import DatasetInfo
+
+__all__ = ["KAGGLE_PREFIX", "find_dataset", "resolve_dataset"]
 
 KAGGLE_PREFIX = "kaggle:"
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")  # of an image folder of `datasets`
@@ -41,22 +45,37 @@ def resolve_dataset(reference: str | Path) -> Path:
     return _from_image_folder(folder) if has_metadata else folder
 
 
-def _from_hub(reference: str) -> Path:
+def find_dataset(reference: str) -> "DatasetInfo":
+    """Return the Hub's description of the dataset "owner/name[@revision]". Raises InvalidData."""
     repo, revision = split_revision(reference)
     if not is_repo_id(repo):
         raise InvalidData(f'"{repo}" is not a Hub dataset. Write it as "{HUB_PREFIX}owner/name".')
-    from datasets import load_dataset
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
 
-    try:
-        info = HfApi().dataset_info(repo, revision=revision)
-        sha = info.sha
+    with _hub_errors(repo):
+        return HfApi().dataset_info(repo, revision=revision)
+
+
+def _from_hub(reference: str) -> Path:
+    from datasets import load_dataset
+    from huggingface_hub import snapshot_download
+
+    info = find_dataset(reference)
+    repo, sha = info.id, info.sha
+    with _hub_errors(repo):
         if _has_class_folders([file.rfilename for file in info.siblings or []]):
             return Path(snapshot_download(repo, repo_type="dataset", revision=sha))
         return _write_once(f"{repo.replace('/', '--')}-{sha}", lambda: load_dataset(repo, revision=sha))
+
+
+@contextmanager
+def _hub_errors(repo: str) -> Iterator[None]:
+    """Turn other exceptions into InvalidData: those of the clients and their HTTP library share no base."""
+    try:
+        yield
     except FractureError:
         raise
-    except Exception as error:  # the exceptions of the clients and their HTTP library share no base
+    except Exception as error:
         raise InvalidData(
             f"Cannot download the dataset {repo} from the Hub ({first_line(error)}). Check its name; if it "
             "is private or gated, log in with `hf auth login` or set HF_TOKEN."

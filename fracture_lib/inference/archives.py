@@ -57,14 +57,15 @@ def _begins_as_zip(data: bytes) -> bool:
     return data.startswith(_SIGNATURES)
 
 
-def list_members(path: Path) -> tuple[list[Member], int]:
+def list_members(path: Path, is_trusted: bool = False) -> tuple[list[Member], int]:
     """Return a ZIP's members that could be images, and the number of other files.
 
     Members that an operating system adds are in neither. Reads the beginning of each member and unpacks
-    nothing to disk. Raises InvalidImage if the ZIP is damaged or too large.
+    nothing to disk. Raises InvalidImage if the ZIP is damaged or, unless it `is_trusted`, too large.
     """
     try:
-        with _Archive(path) as file, zipfile.ZipFile(file) as archive:
+        opened = _TrustedArchive(path) if is_trusted else _Archive(path)
+        with opened as file, zipfile.ZipFile(file) as archive:
             infos = archive.infolist()
             files = [m for m in _name(infos) if not is_metadata(m.name.split("/"))]
             images = [m for m in files if _could_be_image(file, m)]
@@ -72,23 +73,30 @@ def list_members(path: Path) -> tuple[list[Member], int]:
         raise
     except Exception as error:  # zipfile raises many types on a damaged directory
         raise InvalidImage(f"The ZIP {path.name} is damaged. Pack it again.") from error
-    if sum(m.info.file_size for m in images) > MAX_UNPACKED:
+    if not is_trusted and sum(m.info.file_size for m in images) > MAX_UNPACKED:
         raise InvalidImage(
             f"The ZIP {path.name} unpacks to more than {MAX_UNPACKED // 10**9} GB. Send fewer images at once."
         )
     return images, len(files) - len(images)
 
 
-class _Archive(io.FileIO):
-    """A ZIP for zipfile, which would read a directory of any size, and fail at one badly encoded name.
+class _TrustedArchive(io.FileIO):
+    """A ZIP for zipfile, which would fail at one badly encoded name.
 
     Without the UTF-8 bit, zipfile decodes a name as cp437, from which its bytes can be restored.
     """
 
     def read(self, size: int | None = -1, /) -> bytes:
+        return _without_utf_8_bits(super().read(size) or b"")
+
+
+class _Archive(_TrustedArchive):
+    """The same with a limit: zipfile would read a directory of any size."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > MAX_DIRECTORY:
             raise InvalidImage("The ZIP lists too many files or is damaged. Pack only the images.")
-        return _without_utf_8_bits(super().read(size) or b"")
+        return super().read(size)
 
 
 def _without_utf_8_bits(directory: bytes) -> bytes:

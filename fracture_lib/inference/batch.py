@@ -24,6 +24,7 @@ __all__ = [
     "RowStatus",
     "count_left_out",
     "list_inputs",
+    "number_names",
     "predict_batch",
     "tally",
 ]
@@ -107,7 +108,7 @@ def list_inputs(
     than `limit`.
     """
     files = [path for path in map(Path, paths) if full_paths or not is_metadata([path.name])]
-    labels = _number(str(path) if full_paths else path.name for path in files)
+    labels = number_names(str(path) if full_paths else path.name for path in files)
     archives = {path for path in files if is_archive(path)}
     inputs: list[BatchInput] = []
     left_out: list[str] = []
@@ -131,13 +132,13 @@ def list_inputs(
         raise InvalidImage(" ".join([*dict.fromkeys(item.error for item in inputs), *left_out]))
     if limit is not None and len(inputs) > limit:
         raise InvalidImage(f"Too many images ({len(inputs)}); the limit is {limit}. Send fewer at once.")
-    names = _number(item.name for item in inputs)
+    names = number_names(item.name for item in inputs)
     return BatchInputs(
         tuple(replace(item, name=name) for item, name in zip(inputs, names, strict=True)), " ".join(left_out)
     )
 
 
-def _number(names: Iterable[str]) -> list[str]:
+def number_names(names: Iterable[str]) -> list[str]:
     """Return names that differ: "x.png", "x.png (2)"."""
     taken: dict[str, None] = {}
     counts: Counter[str] = Counter()

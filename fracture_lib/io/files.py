@@ -1,13 +1,20 @@
 """Which files are images, by name and leading bytes: one rule for folders, data sets and ZIP archives."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from fracture_lib.io.dicom.reader import is_dicom
 from fracture_lib.io.image import IMAGE_SUFFIXES
 from fracture_lib.io.raster.signatures import find_kind, has_signature_of_format
 
-__all__ = ["HEAD_BYTES", "could_be_image", "is_image_file", "is_metadata", "looks_like_image"]
+__all__ = [
+    "HEAD_BYTES",
+    "could_be_image",
+    "is_image_file",
+    "is_metadata",
+    "looks_like_image",
+    "walk_files",
+]
 
 HEAD_BYTES = 4096  # of a file, enough for `looks_like_image`
 
@@ -29,6 +36,22 @@ def is_metadata(parts: Iterable[str]) -> bool:
     return any(
         part.lower() in _METADATA or (part.startswith(".") and part not in (".", "..")) for part in parts
     )
+
+
+def walk_files(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder and its subfolders by name, without metadata and links to folders.
+
+    Holds the names of one folder at a time. Raises OSError if a folder cannot be read.
+    """
+    for name in sorted(path.name for path in folder.iterdir()):
+        path = folder / name
+        if is_metadata([name]):
+            continue
+        if path.is_dir():
+            if not path.is_symlink():  # it may loop
+                yield from walk_files(path)
+        elif path.is_file():
+            yield path
 
 
 def looks_like_image(head: bytes) -> bool:

@@ -166,6 +166,9 @@ def test_stopped_training_says_how_to_resume(capsys, monkeypatch, tmp_path):
     ("package", "arguments", "extra"),
     [
         ("gradio", ["app"], "app"),
+        ("pyarrow", ["predict", "DATA", "--out", "OUT"], "bulk"),
+        ("fsspec", ["predict", "memory://x", "--out", "OUT"], "bulk"),
+        ("ray", ["predict", "FLAT", "--out", "OUT", "--engine", "ray"], "ray"),
         ("torch", ["predict", "DATA", "--model", "pytorch-cnn", "--runtime", "native"], "train"),
         ("imagehash", ["evaluate", "--model", "pytorch-cnn", "--data", "FLAT"], "train"),
         ("sklearn", ["train", "--model", "pytorch-cnn", "--data", "DATA", "--out", "OUT"], "train"),
