@@ -12,6 +12,7 @@ __all__ = [
     "ModelSpec",
     "list_models",
     "model_title",
+    "short_model_title",
 ]
 
 ENSEMBLE = "ensemble"  # the weighted mean of ENSEMBLE_MEMBERS
@@ -22,6 +23,7 @@ DETECTOR = "fracture-detector"  # whether a fracture is visible; it names no typ
 class ModelSpec:
     name: str
     title: str
+    short_title: str  # above a narrow column
     summary: str
     framework: str  # the module of fracture_lib.models that builds, trains and loads it natively
     library_name: str  # the framework's name on the Hub
@@ -46,6 +48,7 @@ MODELS = {
         ModelSpec(
             name="pytorch-cnn",
             title="Custom CNN in PyTorch",
+            short_title="PyTorch CNN",
             summary="Three convolution blocks, first trained on FracAtlas, and a fully connected head.",
             framework="pytorch",
             library_name="pytorch",
@@ -54,6 +57,7 @@ MODELS = {
         ModelSpec(
             name="tensorflow-cnn",
             title="Custom CNN in TensorFlow",
+            short_title="TensorFlow CNN",
             summary="The same three blocks and head in Keras on TensorFlow, trained with another seed.",
             framework="keras",
             library_name="keras",
@@ -62,6 +66,7 @@ MODELS = {
         ModelSpec(
             name="resnet50",
             title="ResNet50 in TensorFlow",
+            short_title="ResNet50",
             summary="A ResNet50 up to its third stage, pretrained on photographs, with a new head.",
             framework="keras",
             library_name="keras",
@@ -84,3 +89,8 @@ def model_title(name: str) -> str:
     if name == DETECTOR:
         return "Fracture detector"
     return MODELS[name].title if name in MODELS else "Ensemble of all three"
+
+
+def short_model_title(name: str) -> str:
+    """Return the title of a model that fits above a narrow column."""
+    return MODELS[name].short_title if name in MODELS else "Ensemble"

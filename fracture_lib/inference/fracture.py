@@ -40,15 +40,13 @@ class FractureResult:
     @property
     def message(self) -> str:
         """One sentence to show people."""
-        percent = f"{100 * self.probability:.0f} %"
+        probability = f"probability {100 * self.probability:.0f} %"
         if self.outcome == "visible":
-            return f"The detector sees a fracture ({percent})."
+            return f"The detector sees a fracture ({probability})."
         if self.outcome == "uncertain":
-            return f"The detector is not sure whether there is a fracture ({percent})."
+            return f"The detector is not sure whether there is a fracture ({probability})."
         missed = "some" if self.missed is None else f"about {max(1, round(100 * self.missed))} % of"
-        return (
-            f"The detector sees no fracture (it misses {missed} fractures); the type below may mean nothing."
-        )
+        return f"The detector sees no fracture, but it misses {missed} fractures; the type may mean nothing."
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values, without the map."""

@@ -19,6 +19,8 @@ from fracture_lib.models.model import ModelInfo, ModelOutput
 from fracture_lib.registry import ENSEMBLE
 
 __all__ = [
+    "CONFIDENCE_NOTE",
+    "CONFIDENT",
     "ComparisonResult",
     "Prediction",
     "Score",
@@ -31,6 +33,10 @@ __all__ = [
 
 # Calibrated probabilities of the top class. Above one half it is more likely right than wrong.
 CONFIDENT, LOW_CONFIDENCE = 0.5, 0.25
+CONFIDENCE_NOTE = (
+    f"Uncertain means under {100 * CONFIDENT:.0f} %, low confidence under {100 * LOW_CONFIDENCE:.0f} %: such "
+    "answers are more often wrong than right."
+)
 # A hit rate is stated if it fits a bin of the report's calibration, of which there are 15 equal ones.
 N_BINS = 15
 MIN_BIN_SIZE = 20  # images; the interval of fewer would fit nearly any rate

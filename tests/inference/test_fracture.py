@@ -51,11 +51,11 @@ def test_to_outcome_is_monotone_in_the_probability():
 @pytest.mark.parametrize(
     ("outcome", "probability", "missed", "message"),
     [
-        ("visible", 0.82, 0.06, "The detector sees a fracture (82 %)."),
-        ("uncertain", 0.31, 0.06, "The detector is not sure whether there is a fracture (31 %)."),
-        ("none", 0.02, 0.06, "sees no fracture (it misses about 6 % of fractures); the type below may mean"),
-        ("none", 0.02, 0.001, "(it misses about 1 % of fractures)"),
-        ("none", 0.02, None, "(it misses some fractures)"),
+        ("visible", 0.82, 0.06, "The detector sees a fracture (probability 82 %)."),
+        ("uncertain", 0.31, 0.06, "The detector is not sure whether there is a fracture (probability 31 %)."),
+        ("none", 0.02, 0.06, "sees no fracture, but it misses about 6 % of fractures; the type may mean"),
+        ("none", 0.02, 0.001, "misses about 1 % of fractures;"),
+        ("none", 0.02, None, "misses some fractures;"),
     ],
 )
 def test_message_is_cautious(outcome, probability, missed, message):
