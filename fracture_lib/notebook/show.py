@@ -20,6 +20,7 @@ from fracture_lib.webui import plots
 from fracture_lib.webui.rendering import (
     CSS,
     DISCLAIMER,
+    read_card,
     render_evidence,
     render_image_table,
     render_inputs,
@@ -119,7 +120,7 @@ def prediction(folder: str | Path, image: HeldOut, top_k: int = 3) -> Prediction
     _display_html(
         render_message(DISCLAIMER),
         render_message(f"True class: {image.label}. {image.note}"),
-        render_verdict(result, [answer.model], answer.label),
+        render_verdict(result, [answer.model], answer),
         render_matrix(result, answer, top_k),
         render_inputs(result),
         render_evidence(result, [answer.model], answer.label),
@@ -130,8 +131,7 @@ def prediction(folder: str | Path, image: HeldOut, top_k: int = 3) -> Prediction
 
 def card(folder: str | Path) -> None:
     """Show the model card, without its metadata."""
-    text = (Path(folder) / "README.md").read_text(encoding="utf-8")
-    display(Markdown(text.split("---\n", 2)[-1]))
+    display(Markdown(read_card(Path(folder))))
 
 
 def _display_html(*parts: str) -> None:

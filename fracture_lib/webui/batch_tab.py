@@ -15,7 +15,7 @@ from fracture_lib.inference.batch import MAX_IMAGES, BatchInput, BatchRow, list_
 from fracture_lib.inference.batch_csv import FILE_ENCODING, to_csv
 from fracture_lib.inference.fracture import Outcome
 from fracture_lib.inference.pipeline import InferencePipeline
-from fracture_lib.registry import ENSEMBLE, model_title
+from fracture_lib.registry import ENSEMBLE, model_title, short_model_title
 from fracture_lib.webui.rendering import (
     SHOWN_MODELS,
     percent,
@@ -33,16 +33,16 @@ RESULT_LIFETIME = 900  # seconds that a session's list of images is kept, as the
 TABLE_HEIGHT = 520  # pixels
 # Column, type and width. On a phone, the first two fill the screen, so they say what became of an image.
 COLUMNS: list[tuple[str, Literal["str", "html", "number"], int]] = [
-    ("X-ray", "html", 150),
+    ("X-ray", "html", 185),
     ("Answer", "str", 165),
-    ("Status", "html", 110),
-    ("Fracture", "str", 130),
-    *((model_title(name), "str", 170) for name in SHOWN_MODELS if name != ENSEMBLE),
-    ("Notes", "str", 340),
-    ("No.", "number", 70),
+    ("Status", "html", 120),
+    ("Fracture", "str", 150),
+    *((short_model_title(name), "str", 150) for name in SHOWN_MODELS if name != ENSEMBLE),
+    ("Notes", "str", 300),
+    ("No.", "number", 80),
 ]
 OUTCOMES: dict[Outcome, str] = {"visible": "visible", "uncertain": "uncertain", "none": "none seen"}
-HELP = "Click on a row to open its X-ray in the first tab."
+HELP = "Click on a row to open its X-ray, on a title to sort."
 NO_DOWNLOADS = "The disk is full, so there are no files to download. Try again in 20 minutes."
 
 
@@ -55,16 +55,17 @@ class BatchTab:
         self.upload = gr.File(
             label=f"X-rays or ZIP files, up to {MAX_IMAGES}",
             file_count="multiple",
-            height=180,
             elem_classes="upload-box",
         )
         with gr.Row():
             start = gr.Button("Classify all", variant="primary")
-            skip_ood_check = gr.Checkbox(label="Also classify images that do not look like bone X-rays")
+            skip_ood_check = gr.Checkbox(
+                label="Also classify images that do not look like bone X-rays", min_width=320
+            )
         message = gr.HTML(elem_id="batch-message")
         with gr.Row():
             csv = gr.DownloadButton("Download CSV", visible=False, elem_id="csv")
-            report = gr.DownloadButton("Download printable report", visible=False, elem_id="report")
+            report = gr.DownloadButton("Download report", visible=False, elem_id="report")
         self.table = gr.Dataframe(
             headers=[name for name, _, _ in COLUMNS],
             datatype=[kind for _, kind, _ in COLUMNS],
@@ -176,7 +177,7 @@ def table_rows(rows: Sequence[BatchRow]) -> list[list[str | int]]:
 
 def _describe_fracture(row: BatchRow) -> str:
     fracture = row.result.fracture if row.result else None
-    return f"{OUTCOMES[fracture.outcome]} {percent(fracture.probability)}" if fracture else ""
+    return f"{percent(fracture.probability)}, {OUTCOMES[fracture.outcome]}" if fracture else ""
 
 
 def _describe_answer(row: BatchRow, model: str) -> str:

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-__all__ = ["ATTRIBUTION", "EXAMPLES"]
+from PIL import Image, ImageOps
+
+__all__ = ["ATTRIBUTION", "EXAMPLES", "read_thumbnail"]
 
 FOLDER = Path(__file__).parent / "examples"
 CAPTIONS = {
@@ -14,8 +16,15 @@ CAPTIONS = {
     "knee.jpg": "Knee",
 }
 EXAMPLES = [(FOLDER / name, caption) for name, caption in CAPTIONS.items()]
+THUMBNAIL_SIDE = 360  # pixels, twice the size on the page
 ATTRIBUTION = (
     "X-rays from [FracAtlas](https://doi.org/10.1038/s41597-023-02432-4) (Abedeen et al., CC BY 4.0), scaled "
     "down. All but the knee are fractured. The fracture detector was trained on them, so it does better here "
     "than on new X-rays."
 )
+
+
+def read_thumbnail(path: Path) -> Image.Image:
+    """Return the middle of an example as a square: a tenth of its bytes."""
+    with Image.open(path) as image:
+        return ImageOps.fit(image, (THUMBNAIL_SIDE, THUMBNAIL_SIDE))

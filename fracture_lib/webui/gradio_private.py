@@ -1,7 +1,8 @@
 """The only module that relies on Gradio's private attributes and helpers.
 
-Gradio fetches URLs that it is given as files, logs what it was given when it fails, and keeps a session for
-every call of a program. tests/webui/test_gradio_private.py fails when an attribute moves or vanishes.
+Gradio fetches URLs that it is given as files, logs what it was given when it fails, keeps a session for every
+call of a program, and polls its queue. tests/webui/test_gradio_private.py fails when an attribute moves or
+vanishes.
 """
 
 import logging
@@ -20,6 +21,8 @@ from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, travers
 from fracture_lib.webui.server import FILE_ROUTE, INTERNAL_ERROR, INVALID_REQUEST, NOT_AN_UPLOAD
 
 __all__ = ["PrivateBlocks", "is_copy"]
+
+POLL_INTERVAL = 0.02  # seconds; Gradio's queue looks every millisecond, which takes 3 % of a core while idle
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,12 @@ class PrivateBlocks(gr.Blocks):
         super().__init__(**options)
         self.default_config = _LightConfig(self)
         self._ended_sessions: set[str] = set()  # until their results have been fetched
+
+    def queue(self, *arguments: Any, **options: Any) -> Any:
+        super().queue(*arguments, **options)
+        self._queue.sleep_when_free = POLL_INTERVAL
+        self._queue.progress_update_sleep_when_free = 5 * POLL_INTERVAL
+        return self
 
     async def preprocess_data(
         self,

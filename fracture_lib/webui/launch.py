@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Thread
 
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 
 from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.io.image import MAX_BYTES
@@ -91,7 +92,10 @@ def _serve(pipeline: InferencePipeline, uploads: Path) -> None:
         max_file_size=MAX_BYTES,
         state_session_capacity=MAX_SESSIONS,
         app_kwargs={
-            "middleware": [Middleware(RequestGuard, upload_dir=uploads)],
+            "middleware": [
+                Middleware(RequestGuard, upload_dir=uploads),
+                Middleware(GZipMiddleware, compresslevel=6),  # Gradio compresses its assets, but not the page
+            ],
             **mcp_server.app_options(uploads),
         },
         run_history=False,  # it would keep file names in the browser

@@ -11,13 +11,14 @@ from typing import Any, TypeAlias, TypeVar
 import gradio as gr
 from gradio.blocks import Block
 
+import fracture_lib
 from fracture_lib.errors import FractureError
 from fracture_lib.hub import BUNDLE
 from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.models.model import BaseModel
 from fracture_lib.models.report import DetectorReport, EvaluationReport, Interval
 from fracture_lib.registry import DETECTOR, ENSEMBLE, ENSEMBLE_MEMBERS, model_title
-from fracture_lib.webui.rendering import SHOWN_MODELS, percent, render_message
+from fracture_lib.webui.rendering import SHOWN_MODELS, percent, read_card, render_message
 
 __all__ = ["ModelsTab"]
 
@@ -27,8 +28,12 @@ Updates: TypeAlias = dict[Block, Any]
 _T = TypeVar("_T")
 
 INTRODUCTION = (
-    "How often each model names the right type, measured on X-rays that it did not see in training, with all "
-    "X-rays of one patient or figure on the same side of every split. Hover over a chart for its numbers."
+    "How often each model names the right type, measured out of fold: on X-rays that it did not see in "
+    "training, with all X-rays of one patient or figure on the same side of every split."
+)
+EXPLANATION = (
+    "In brackets: the 95 % interval, which is wide where few X-rays were tested. Confidence off by 5 points: "
+    "answers given with 40 % confidence may be right 35 or 45 % of the time. Point at a chart for numbers."
 )
 ORIGINAL = (
     "Grey bars: the project that these models were rebuilt from, measured on a split of its own, so the two "
@@ -42,6 +47,7 @@ TERMS = """
 - **In training**: right on the X-rays that the published weights were trained on. A model for which it is far
   above the rest has learnt them by heart.
 """
+ABOUT = f"Version {fracture_lib.__version__}. Code: Apache-2.0; weights: CC BY 4.0."
 TABLE = [
     "Model",
     "Right",
@@ -93,6 +99,7 @@ class ModelsTab:
         gr.Markdown(INTRODUCTION)
         self.errors = gr.HTML(elem_id="model-errors")
         self.conclusions = gr.Markdown(elem_id="conclusions")
+        gr.Markdown(EXPLANATION, elem_classes="facts")
         self.accuracy = gr.Plot(show_label=False, elem_id="accuracy")
         gr.Markdown(ORIGINAL, elem_classes="facts")
         with gr.Accordion("All figures", open=False):
@@ -119,6 +126,7 @@ class ModelsTab:
         self.detector = gr.Markdown(elem_id="detector")
         with gr.Accordion("Card of the fracture detector", open=False) as detector_accordion:
             self.detector_card = gr.Markdown()
+        gr.Markdown(ABOUT, elem_classes="facts")
 
         options: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         overall: list[Block] = [self.errors, self.conclusions, self.accuracy, self.table, self.detector]
@@ -130,7 +138,7 @@ class ModelsTab:
         accordions = [*(accordion for accordion, _, _ in self.charts.values()), card_accordion]
         # A chart that is drawn while it is hidden has no width.
         self.choice.input(lambda: [gr.update(open=False)] * len(accordions), None, accordions, **options)
-        detector_accordion.expand(lambda: _read_card(BUNDLE / DETECTOR), None, self.detector_card, **options)
+        detector_accordion.expand(lambda: _show_card(BUNDLE / DETECTOR), None, self.detector_card, **options)
 
     def show_all(self) -> Updates:
         """Show the conclusions, the table and the chart of all models.
@@ -185,7 +193,9 @@ class ModelsTab:
             report = self._pipeline.get_model(name).report
             figure = getattr(plots, function)(report)
             if figure is None:
-                return f"{model_title(name)} has no such figures.", gr.update(value=None, visible=False)
+                return f"{model_title(name)} has no such figures. Choose another model above.", gr.update(
+                    value=None, visible=False
+                )
             _, text = CHARTS[function]
             if function == "class_bars":
                 text += _name_rare_classes(report)
@@ -196,7 +206,7 @@ class ModelsTab:
     def show_card(self, name: str) -> str:
         """Return a model's card, or why there is none."""
         try:
-            return _read_card(self._pipeline.get_model(name).source.folder) or NO_CARD
+            return _show_card(self._pipeline.get_model(name).source.folder) or NO_CARD
         except FractureError as error:
             return _explain(name, error)
 
@@ -221,11 +231,20 @@ def _conclude(report: EvaluationReport) -> str:
 
 
 def _conclude_detector(report: DetectorReport) -> str:
-    auroc = report.metrics["auroc"]
+    """Return Markdown: a table of what the detector sees with and without a fracture, and what follows."""
+    rows = [
+        ["X-rays held out from training", "sees a fracture", "is not sure", "sees none"],
+        ["---"] * 4,
+        *(
+            [f"{rates.n} {name}", *map(percent, (rates.visible, rates.uncertain, rates.none))]
+            for name, rates in report.outcomes.items()
+        ),
+    ]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    missed, auroc = _describe(report.missed), _describe(report.metrics["auroc"])
     return (
-        f'It says "no fracture seen" for {_describe(report.missed)} of {report.n_fractured} fractured X-rays '
-        "that were held out from training. Of two X-rays, one fractured and one not, it gives the fractured "
-        f"one the higher probability {_describe(auroc)} of the time (AUROC)."
+        f"{table}\n\nIt sees none in {missed} of the fractured X-rays. Of two X-rays, one fractured and one "
+        f"not, it gives the fractured one the higher probability {auroc} of the time (AUROC)."
     )
 
 
@@ -281,11 +300,6 @@ def _name_rare_classes(report: EvaluationReport) -> str:
     return f" It hardly ever recognizes {' and '.join(rare)}." if rare else ""
 
 
-def _read_card(folder: Path) -> str:
-    """Return the text of a card without its metadata, or nothing if there is none.
-
-    Its headings become those of a part of the page.
-    """
-    path = folder / "README.md"
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    return re.sub("^#", "###", text.split("---\n", 2)[-1], flags=re.MULTILINE)
+def _show_card(folder: Path) -> str:
+    """Return a card whose headings are those of a part of the page."""
+    return re.sub("^#", "###", read_card(folder), flags=re.MULTILINE)

@@ -10,9 +10,7 @@
     if (name === "tab") history.pushState(history.state, "", url);
     else history.replaceState(history.state, "", url);
   };
-  const titles = { single: "Single X-ray", batch: "Batch", models: "Models" };
-  const open = (name) =>
-    [...document.querySelectorAll("[role=tab]")].find((tab) => tab.innerText.trim() === titles[name])?.click();
+  const open = (name) => document.querySelector(`[role=tab][data-tab-id="${CSS.escape(name)}"]`)?.click();
   addEventListener("popstate", () => open(new URL(location).searchParams.get("tab") ?? "single"));
 
   // A link such as ?tab=models opens the tab and keeps the answer.

@@ -30,7 +30,7 @@ __all__ = [
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 COLORS = dict(zip(ALL_MODELS, cycle(PALETTE), strict=False))
 DASHES = dict(zip(ALL_MODELS, cycle(("solid", "dash", "dot", "dashdot", "longdash")), strict=False))
-GREY = "#808080"  # for text: nearly the same contrast to white as to the dark theme
+GREY = "#808080"  # nearly the same contrast to white as to the dark theme; style.css sets that of text
 FAINT = "rgba(128, 128, 128, 0.3)"
 CLEAR = "rgba(0, 0, 0, 0)"
 AXIS = {
@@ -144,9 +144,9 @@ def calibration(report: EvaluationReport) -> go.Figure | None:
 
 
 def _calibration_error(report: EvaluationReport) -> dict[str, Any]:
-    value, _, interval = report.metrics["expected_calibration_error"].plain().partition(" ")
+    error = report.metrics["expected_calibration_error"].percent().replace(" %", " points")
     return {
-        "text": f"calibration error {value}<br>{interval}",
+        "text": f"off by {error}",
         "x": 0.02,
         "y": 0.98,
         "xref": "paper",
@@ -205,7 +205,7 @@ def _share_bars(
     return _figure(
         [bars],
         height=380,
-        xaxis={"title": title, "rangemode": "tozero", **_percent_ticks(10)},
+        xaxis={"title": title, "rangemode": "tozero", **_percent_ticks(20)},
         yaxis={"autorange": "reversed", "showgrid": False},
         shapes=lines,
     )
@@ -334,7 +334,7 @@ def accuracy_bars(reports: Sequence[EvaluationReport]) -> go.Figure | None:
         height=360,
         xaxis={
             "title": "accuracy, 95 % interval",
-            **_percent_ticks(10),
+            **_percent_ticks(20),
             # Leave room for the original project's figures to the right of their bars.
             "range": [0, 1.25 * max(highest, *(r for r in references if r), 0)],
         },
@@ -343,9 +343,7 @@ def accuracy_bars(reports: Sequence[EvaluationReport]) -> go.Figure | None:
             "showgrid": False,
             "tickvals": names,
             "ticktext": [
-                f'{model_title(r.model)}<br><b style="color:{COLORS[r.model]}">'
-                f"{100 * (r.accuracy.value or 0):.0f} %</b>"
-                for r in reports
+                f"{model_title(r.model)}<br><b>{100 * (r.accuracy.value or 0):.0f} %</b>" for r in reports
             ],
         },
         shapes=[

@@ -8,17 +8,21 @@ import gradio as gr
 from gradio.blocks import Block
 
 from fracture_lib.errors import FractureError
+from fracture_lib.hub import BUNDLE
 from fracture_lib.inference.archives import is_archive
 from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.inference.prediction import ComparisonResult, Prediction
 from fracture_lib.labels import CLASSES, LABEL2ID
+from fracture_lib.models.report import DetectorReport
 from fracture_lib.registry import ALL_MODELS, DETECTOR, ENSEMBLE, model_title
-from fracture_lib.webui.examples import ATTRIBUTION, EXAMPLES
+from fracture_lib.webui.examples import ATTRIBUTION, EXAMPLES, read_thumbnail
 from fracture_lib.webui.gradio_private import is_copy
 from fracture_lib.webui.rendering import (
+    NO_OVERLAY,
     SHOWN_MODELS,
     VIEWER_HTML,
     VIEWER_JS,
+    percent,
     render_inputs,
     render_legend,
     render_live,
@@ -27,7 +31,8 @@ from fracture_lib.webui.rendering import (
     render_verdict,
     render_warnings,
     summarize_answer,
-    view,
+    view_overlay,
+    view_xray,
 )
 from fracture_lib.webui.server import IMAGE_QUEUE, INTERNAL_ERROR, check_not_expired
 
@@ -41,16 +46,22 @@ DEFAULT_TOP_K = 5
 RESULT_LIFETIME = 900  # seconds that a session's result is kept
 
 FORMATS = (
-    "DICOM, PNG or TIFF with 8 or 16 bits, JPEG, BMP, WebP or GIF. You can also paste an image. Uploads are "
-    "deleted after 15 minutes."
+    "DICOM, PNG or TIFF with 8 or 16 bits, JPEG, BMP, WebP or GIF; also several files or a ZIP. You can "
+    "paste an image, too. Uploads are deleted within 20 minutes."
 )
 LOADING = "Loading the models. The first answer takes a little longer."
 RESULT_EXPIRED = "This answer has expired. Upload the X-ray again."
 MANY = "Classify several X-rays, or a ZIP of them, in the Batch tab."
 SET_OPACITY = "value => document.documentElement.style.setProperty('--opacity', value / 100)"
-# On a phone, the answer is below the upload.
-SCROLL = """() => matchMedia("(max-width: 700px)").matches &&
-    document.querySelector("#viewer .stage, #message .message")?.scrollIntoView({ behavior: "smooth" })"""
+# On a phone, the answer is below the upload. If the focus was on something that is gone, such as an example,
+# move it to what took its place.
+SHOW = """() => {
+    const stage = document.querySelector("#viewer .stage");
+    if (document.activeElement === document.body)
+        (stage ?? document.querySelector("#to-batch, #upload button"))?.focus({ preventScroll: true });
+    if (matchMedia("(max-width: 799px)").matches)
+        (stage ?? document.querySelector("#message .message"))?.scrollIntoView({ behavior: "smooth" });
+}"""
 
 
 class PredictTab:
@@ -63,7 +74,8 @@ class PredictTab:
 
     def _lay_out(self) -> None:
         self.result = gr.State(None, time_to_live=RESULT_LIFETIME)
-        with gr.Row():
+        self.is_overlaid = gr.State(False)
+        with gr.Row(elem_id="single-row"):
             with gr.Column(scale=5, min_width=320):
                 # gr.Image would clip 16-bit images to white before the library reads them.
                 self.upload = gr.File(
@@ -71,17 +83,25 @@ class PredictTab:
                 )
                 gr.Markdown(FORMATS, elem_classes="facts", elem_id="formats")
                 self.viewer = gr.HTML(
-                    None, html_template=VIEWER_HTML, js_on_load=VIEWER_JS, elem_id="viewer", visible=False
+                    None,
+                    html_template=VIEWER_HTML,
+                    js_on_load=VIEWER_JS,
+                    elem_id="viewer",
+                    visible=False,
+                    **NO_OVERLAY,
                 )
             with gr.Column(scale=4, min_width=320):
+                self.back_button = gr.Button("Back to the batch", size="sm", visible=False)
                 self.live = gr.HTML(render_live(""), elem_id="live")
                 self.message = gr.HTML(elem_id="message")
-                self.batch_button = gr.Button("Open in Batch", variant="primary", visible=False)
+                self.batch_button = gr.Button(
+                    "Open in Batch", variant="primary", visible=False, elem_id="to-batch"
+                )
                 self.anyway_button = gr.Button("Classify anyway", visible=False)
                 with gr.Column() as self.start:
                     gr.Markdown("## Or try one of these", elem_id="try")
                     self.examples = gr.Gallery(
-                        [(str(path), caption) for path, caption in EXAMPLES],
+                        [(read_thumbnail(path), caption) for path, caption in EXAMPLES],
                         columns=3,
                         object_fit="cover",
                         allow_preview=False,
@@ -105,8 +125,8 @@ class PredictTab:
                             0, 100, value=60, step=1, label="Opacity (%)", elem_id="opacity"
                         )
                         self.inputs = gr.HTML()
-                    with gr.Accordion("What the types mean", open=False):
-                        gr.Markdown("\n".join(f"- **{c.label}**: {c.description}" for c in CLASSES))
+                    with gr.Accordion("What the words mean", open=False):
+                        gr.Markdown(_explain_words())
                     with gr.Accordion("Options", open=False, elem_id="options"):
                         self.model = gr.Radio(
                             MODEL_CHOICES, value=ENSEMBLE, label="Answer of", elem_id="model"
@@ -125,7 +145,7 @@ class PredictTab:
         outputs: list[Block] = [
             *(self.result, self.viewer, self.live, self.message, self.batch_button),
             *(self.anyway_button, self.start, self.answer, self.verdict, self.matrix, self.evidence),
-            *(self.label, self.legend, self.inputs),
+            *(self.label, self.legend, self.inputs, self.is_overlaid),
         ]
         options: dict[str, Any] = {
             "api_visibility": "private",
@@ -135,15 +155,22 @@ class PredictTab:
         changed = self.upload.change(self.classify, inputs, outputs, trigger_mode="always_last", **options)
         forced = self.anyway_button.click(self.classify_anyway, inputs, outputs, **options)
         for answered in (changed, forced):
-            answered.then(None, js=SCROLL, api_visibility="private")
+            answered.then(None, js=SHOW, api_visibility="private")
         self.examples.select(self.pick_example, None, self.upload, **options)
         silent: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        gr.on(
-            # top_k.input, not .release, which the arrow keys never trigger
-            [self.model.input, self.top_k.input],
+        answer: list[Block] = [self.live, self.message, self.verdict, self.matrix]
+        evidence: list[Block] = [self.message, self.viewer, self.label, self.legend, self.is_overlaid]
+        self.top_k.input(  # not .release, which the arrow keys never trigger
             self.update_answer,
             [self.result, self.model, self.top_k],
-            [self.live, self.message, self.verdict, self.matrix],
+            answer,
+            trigger_mode="always_last",
+            **silent,
+        )
+        self.model.input(
+            self.choose_model,
+            [self.result, self.model, self.top_k, self.source, self.is_overlaid],
+            [*answer, *evidence[1:]],
             trigger_mode="always_last",
             **silent,
         )
@@ -151,11 +178,18 @@ class PredictTab:
             [self.evidence.expand, self.source.input, self.label.input],
             self.show_evidence,
             [self.result, self.source, self.label],
-            [self.message, self.viewer, self.label, self.legend],
+            evidence,
             trigger_mode="always_last",
             **silent,
         )
-        self.evidence.collapse(self.hide_evidence, self.result, self.viewer, **silent)
+        self.evidence.collapse(self.hide_evidence, None, [self.viewer, self.is_overlaid], **silent)
+        gr.on(
+            [self.upload.upload, self.upload.clear, self.upload.delete, self.examples.select],
+            lambda: gr.update(visible=False),
+            None,
+            self.back_button,
+            **silent,
+        )
         self.opacity.input(None, self.opacity, js=SET_OPACITY, **silent)
         self.model.input(None, self.model, js="value => setQuery('model', value)", **silent)
         self.top_k.input(None, self.top_k, js="value => setQuery('top_k', value)", **silent)
@@ -197,22 +231,35 @@ class PredictTab:
             return {self.message: render_message(RESULT_EXPIRED)}
         return self._answer(result, model, top_k)
 
+    def choose_model(
+        self, result: ComparisonResult | None, model: str, top_k: int, source: str, is_overlaid: bool
+    ) -> Updates:
+        """Show the answer of another model; the evidence becomes that for its type."""
+        updates = self.update_answer(result, model, top_k)
+        if result is None or (shown := _choose(result, model)) is None:
+            return updates
+        evidence = self.show_evidence(result, source, shown.label) if is_overlaid else {}
+        return updates | {self.label: shown.label} | evidence
+
     def show_evidence(self, result: ComparisonResult | None, source: str, label: str) -> Updates:
         """Lay the evidence of a model or of the detector over the X-ray."""
         if result is None:
             return {self.message: render_message(RESULT_EXPIRED)}
         if (result.fracture if source == DETECTOR else result.predictions.get(source)) is None:
             legend = render_message(f"{model_title(source)} gave no answer for this X-ray.")
-            return {self.viewer: view(result), self.legend: legend}
+        else:
+            legend = render_legend(source, label)
         return {
-            self.viewer: view(result, source, label),
-            self.label: gr.update(visible=source != DETECTOR),  # it looks for a fracture of any type
-            self.legend: render_legend(source, label),
+            self.viewer: gr.update(**view_overlay(result, source, label)),  # without sending the X-ray again
+            # The detector looks for a fracture of any type.
+            self.label: gr.update(value=label, visible=source != DETECTOR),
+            self.legend: legend,
+            self.is_overlaid: True,
         }
 
-    def hide_evidence(self, result: ComparisonResult | None) -> Any:
+    def hide_evidence(self) -> Updates:
         """Show the X-ray alone."""
-        return view(result) if result else gr.skip()
+        return {self.viewer: gr.update(**NO_OVERLAY), self.is_overlaid: False}
 
     def _show_nothing(self, text: str = "", kind: Literal["hint", "error"] = "hint") -> Updates:
         """Show the start of a visit, with a message."""
@@ -232,7 +279,7 @@ class PredictTab:
         shown = _choose(result, model)
         return {
             self.result: result,
-            self.viewer: gr.update(value=view(result), visible=True),
+            self.viewer: gr.update(value=view_xray(result), visible=True, **NO_OVERLAY),
             self.message: render_warnings(result.warnings),
             self.batch_button: gr.update(visible=False),
             self.anyway_button: gr.update(visible=result.is_rejected),
@@ -242,6 +289,7 @@ class PredictTab:
             self.label: shown.label if shown else None,
             self.legend: "",
             self.inputs: render_inputs(result),
+            self.is_overlaid: False,
             **self._answer(result, model, top_k),
         }
 
@@ -252,9 +300,26 @@ class PredictTab:
         spoken = [*result.warnings, result.fracture.message if result.fracture else ""]
         return {
             self.live: render_live(" ".join((*spoken, summarize_answer(result, names)))),
-            self.verdict: render_verdict(result, names, shown.label if shown else None),
+            self.verdict: render_verdict(result, names, shown),
             self.matrix: render_matrix(result, shown or result.top_prediction, top_k),
         }
+
+
+def _explain_words() -> str:
+    """Return Markdown about the words of an answer, with the detector's measured shares."""
+    outcomes = DetectorReport.read(BUNDLE / DETECTOR).outcomes
+    fractured, others = outcomes["fractured"], outcomes["not fractured"]
+    words = {
+        "The detector sees a fracture": f"in testing, in {percent(fractured.visible)} of the X-rays with a "
+        f"fracture and {percent(others.visible)} of those without.",
+        "It is not sure": f"in {percent(fractured.uncertain)} and {percent(others.uncertain)}, so this tells "
+        "little.",
+        "It sees no fracture": f"in {percent(fractured.none)} and {percent(others.none)}.",
+        "Probability": "calibrated, so of the answers given with 30 %, about 30 % are right.",
+        "Right in testing": "how often a model named the type, on X-rays that it did not see in training.",
+        **{c.label: c.description for c in CLASSES},
+    }
+    return "\n".join(f"- **{word}**: {meaning}" for word, meaning in words.items())
 
 
 def _choose(result: ComparisonResult, model: str) -> Prediction | None:

@@ -14,22 +14,30 @@ from PIL import Image
 import fracture_lib
 from fracture_lib.inference.batch import BatchRow, RowStatus
 from fracture_lib.inference.fracture import DETECTOR_NOTE
-from fracture_lib.inference.prediction import ComparisonResult, Prediction, summarize_types
+from fracture_lib.inference.prediction import (
+    CONFIDENCE_NOTE,
+    CONFIDENT,
+    ComparisonResult,
+    Prediction,
+    summarize_types,
+)
 from fracture_lib.io.image import preprocess
 from fracture_lib.io.views import LETTERBOX
 from fracture_lib.labels import CLASSES, LABEL2ID
 from fracture_lib.models.functional import EPSILON
 from fracture_lib.models.model import ModelInfo
-from fracture_lib.registry import ALL_MODELS, DETECTOR, ENSEMBLE, model_title
+from fracture_lib.registry import ALL_MODELS, DETECTOR, ENSEMBLE, model_title, short_model_title
 
 __all__ = [
     "CSS",
     "DISCLAIMER",
     "JS",
+    "NO_OVERLAY",
     "SHOWN_MODELS",
     "VIEWER_HTML",
     "VIEWER_JS",
     "percent",
+    "read_card",
     "render_chip",
     "render_evidence",
     "render_image_cell",
@@ -44,7 +52,8 @@ __all__ = [
     "render_warnings",
     "shorten",
     "summarize_answer",
-    "view",
+    "view_overlay",
+    "view_xray",
 ]
 
 FOLDER = Path(__file__).parent
@@ -60,9 +69,10 @@ SUPPORT, AGAINST = (255, 140, 0), (60, 140, 255)  # orange and blue: distinct in
 SHOWN_MODELS = (ENSEMBLE, *(name for name in ALL_MODELS if name != ENSEMBLE))  # in the order of the page
 REPORT_CLASSES = 3  # per image in the printed report
 FIGURE_SIDE, OVERLAY_SIDE, THUMBNAIL_SIDE = 384, 384, 48  # pixels, as sent to the browser
-SHORT_NAME = 28  # characters of a name in a table
+SHORT_NAME = 26  # characters of a name in a table
 MIN_HEAT = 0.5  # probability of a fracture at a place that is opaque, so that a map without one stays faint
 TRANSPARENT = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+NO_OVERLAY: dict[str, Any] = {"overlay": TRANSPARENT, "overlay_alt": ""}
 
 
 def percent(share: float) -> str:
@@ -85,11 +95,13 @@ _environment.globals |= {
     "disclaimer": DISCLAIMER,
 }
 _environment.filters |= {"shorten": shorten, "nobreak": lambda text: text.replace(" %", "\u00a0%")}
+# Compiled here, so that the first answer is as fast as later ones.
+_components = _environment.get_template("components.html").module
 
 
 def _render(macro: str, **values: Any) -> str:
     """Return the HTML of a macro of components.html."""
-    return str(getattr(_environment.get_template("components.html").module, macro)(**values)).strip()
+    return str(getattr(_components, macro)(**values)).strip()
 
 
 def render_message(text: str, kind: Literal["hint", "warning", "error"] = "hint") -> str:
@@ -107,9 +119,15 @@ def render_warnings(warnings: Sequence[str]) -> str:
     return _render("warnings", warnings=warnings) if warnings else ""
 
 
-def render_verdict(result: ComparisonResult, names: Sequence[str], label: str | None) -> str:
-    """Return what the detector sees, the summary of the models `names`, and what the class `label` means."""
-    return _render("verdict", fracture=result.fracture, summary=summarize_answer(result, names), label=label)
+def render_verdict(result: ComparisonResult, names: Sequence[str], shown: Prediction | None) -> str:
+    """Return what the detector sees, the summary of the models `names`, and what the answer `shown` means."""
+    return _render(
+        "verdict",
+        fracture=result.fracture,
+        summary=summarize_answer(result, names),
+        label=shown.label if shown else None,
+        note=CONFIDENCE_NOTE if shown and shown.probability < CONFIDENT else "",
+    )
 
 
 def summarize_answer(result: ComparisonResult, names: Sequence[str]) -> str:
@@ -126,7 +144,7 @@ def render_matrix(result: ComparisonResult, ranking: Prediction | None, top_k: i
     predictions = [result.predictions[name] for name in SHOWN_MODELS if name in result.predictions]
     by_label = [{score.label: score.probability for score in p.scores} for p in predictions]
     columns = [
-        {"title": p.info.title, "accuracy": p.info.accuracy.value, "is_chosen": p is ranking}
+        {"title": short_model_title(p.model), "accuracy": p.info.accuracy.value, "is_chosen": p is ranking}
         for p in predictions
     ]
     rows = [
@@ -148,20 +166,19 @@ def render_matrix(result: ComparisonResult, ranking: Prediction | None, top_k: i
     )
 
 
-def view(result: ComparisonResult, source: str | None = None, label: str = "") -> dict[str, Any]:
-    """Return what viewer.html shows: the X-ray and, with a `source`, its evidence for the class `label`.
+def view_xray(result: ComparisonResult) -> dict[str, Any]:
+    """Return the value of viewer.html: the X-ray and its size."""
+    width, height = result.preview.size
+    return {"xray": _jpeg(result.preview), "width": width, "height": height}
+
+
+def view_overlay(result: ComparisonResult, source: str, label: str) -> dict[str, Any]:
+    """Return what viewer.html lays over the X-ray: the evidence of a source for the class `label`.
 
     A source is the fracture detector, which has evidence for a fracture of any class, or a model.
     """
-    overlay = _overlay_uri(result, source, label) if source else ""
-    width, height = result.preview.size
-    return {
-        "xray": _jpeg(result.preview),
-        "width": width,
-        "height": height,
-        "overlay": overlay or TRANSPARENT,
-        "overlay_alt": _describe_evidence(source, label) if source and overlay else "",
-    }
+    overlay = _overlay_uri(result, source, label)
+    return {"overlay": overlay, "overlay_alt": _describe_evidence(source, label)} if overlay else NO_OVERLAY
 
 
 def render_legend(source: str, label: str) -> str:
@@ -245,6 +262,13 @@ def _overlay(values: NDArray[np.float32], size: tuple[int, int], min_scale: floa
     return Image.fromarray(rgba)
 
 
+def read_card(folder: Path) -> str:
+    """Return the Markdown of a model's card without its metadata, or nothing if there is none."""
+    path = folder / "README.md"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return text.split("---\n", 2)[-1]
+
+
 def render_report(rows: Sequence[BatchRow], date: str, summary: str) -> str:
     """Return a self-contained HTML file: `summary`, the models, what was not classified, a page per image."""
     pages: list[dict[str, Any]] = []
@@ -261,7 +285,7 @@ def render_report(rows: Sequence[BatchRow], date: str, summary: str) -> str:
                 "warnings": result.warnings,
                 "xray": _jpeg(result.preview, FIGURE_SIDE),
                 "evidence": render_evidence(result, sources, label),
-                "verdict": render_verdict(result, list(result.predictions), label or None),
+                "verdict": render_verdict(result, list(result.predictions), top),
                 "matrix": render_matrix(result, top, REPORT_CLASSES),
             }
         )

@@ -15,7 +15,7 @@ from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.inference.batch import BatchRow, list_inputs
 from fracture_lib.inference.fracture import FractureResult
 from fracture_lib.inference.pipeline import InferencePipeline
-from fracture_lib.registry import ALL_MODELS, model_title
+from fracture_lib.registry import ALL_MODELS, model_title, short_model_title
 from fracture_lib.webui import batch_tab
 from fracture_lib.webui.batch_tab import BatchTab, table_rows
 from fracture_lib.webui.rendering import percent, render_report
@@ -118,9 +118,9 @@ def test_table_with_failed_models_keeps_each_answer_in_its_column(result):
         fracture=FractureResult("none", 0.03, np.zeros((32, 32), np.float32), 0.06),
     )
     answer = answers(BatchRow("x.png", partly))
-    assert ">answered<" in answer["Status"] and answer["Fracture"] == f"none seen {percent(0.03)}"
-    assert [answer[name] for name in ("Answer", *map(model_title, failing[:2]))] == 3 * ["failed"]
-    assert answer["ResNet50 in TensorFlow"].startswith(result.predictions["resnet50"].label)
+    assert ">answered<" in answer["Status"] and answer["Fracture"] == f"{percent(0.03)}, none seen"
+    assert [answer[name] for name in ("Answer", *map(short_model_title, failing[:2]))] == 3 * ["failed"]
+    assert answer[short_model_title("resnet50")].startswith(result.predictions["resnet50"].label)
     assert "The first of 2 frames." in answer["Notes"]
     assert answer["Notes"].count("The model is damaged.") == 1
 

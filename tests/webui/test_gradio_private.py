@@ -34,6 +34,10 @@ ATTRIBUTES: dict[str, Callable[[gr.Blocks], object]] = {
     "Blocks._queue.pending_messages_per_session": lambda blocks: (
         blocks._queue.pending_messages_per_session.pop
     ),
+    "Blocks._queue.sleep_when_free": lambda blocks: blocks._queue.sleep_when_free,
+    "Blocks._queue.progress_update_sleep_when_free": lambda blocks: (
+        blocks._queue.progress_update_sleep_when_free
+    ),
     "BlocksConfig.__copy__": lambda _: BlocksConfig.__copy__,
     "BlocksConfig.config_for_block": lambda _: BlocksConfig.config_for_block,
     "exceptions.InvalidPathError": lambda _: gradio.exceptions.InvalidPathError,

@@ -1,5 +1,6 @@
 """The tab about the models without a browser: its conclusions, and what it shows if something is missing."""
 
+import re
 from dataclasses import replace
 
 import gradio as gr
@@ -36,8 +37,11 @@ def test_show_all_concludes_for_every_model_and_the_detector():
         accuracy = EvaluationReport.read(BUNDLE / name).accuracy
         assert f"**{model_title(name)}** is right {percent(accuracy.value)} (" in updates[tab.conclusions]
     assert measured_models(tab) == set(map(model_title, ALL_MODELS))
-    missed = DetectorReport.read(BUNDLE / DETECTOR).missed
-    assert f"for {percent(missed.value)} (" in updates[tab.detector]
+    report = DetectorReport.read(BUNDLE / DETECTOR)
+    assert f"sees none in {percent(report.missed.value)} (" in updates[tab.detector]
+    for rates in report.outcomes.values():
+        shares = " | ".join(map(percent, (rates.visible, rates.uncertain, rates.none)))
+        assert re.search(rf"^\| {rates.n} .* \| {shares} \|$", updates[tab.detector], re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", ALL_MODELS)

@@ -524,7 +524,7 @@ def open_states(page: Page) -> Iterator[str]:
     yield "start"
     expect_answer(page, pick_example(page))
     yield "answer"
-    for text in ("Show evidence", "What the types mean", "Options"):
+    for text in ("Show evidence", "What the words mean", "Options"):
         page.locator("#single-xray").get_by_text(text).click()
     expect(page.locator("#viewer .overlay")).to_have_attribute("alt", "Where the detector looks")
     yield "evidence and options"

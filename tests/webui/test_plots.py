@@ -70,7 +70,8 @@ def test_calibration_shows_every_bin_with_its_interval(report):
         assert f"{b.n} images" in points.hovertext[i]
     error = report.metrics["expected_calibration_error"]
     text = figure.layout.annotations[0].text
-    assert text == f"calibration error {error.value:.3f}<br>({error.low:.3f} to {error.high:.3f})"
+    low, high = (f"{100 * bound:.1f}" for bound in (error.low, error.high))
+    assert text == f"off by {100 * error.value:.1f} points ({low} to {high})"
 
 
 def test_class_bars_show_the_recall_of_each_class_the_best_first(report):

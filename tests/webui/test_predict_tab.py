@@ -13,13 +13,17 @@ from gradio.processing_utils import save_file_to_cache
 from PIL import Image
 
 from fracture_lib.errors import ModelUnavailable
+from fracture_lib.hub import BUNDLE
 from fracture_lib.inference import pipeline as pipeline_module
 from fracture_lib.inference.pipeline import InferencePipeline
 from fracture_lib.inference.prediction import summarize_types
+from fracture_lib.labels import CLASSES
+from fracture_lib.models.report import DetectorReport
 from fracture_lib.registry import DETECTOR, ENSEMBLE
+from fracture_lib.webui import predict_tab
 from fracture_lib.webui.examples import EXAMPLES
 from fracture_lib.webui.predict_tab import LOADING, MANY, PredictTab
-from fracture_lib.webui.rendering import SHOWN_MODELS, TRANSPARENT
+from fracture_lib.webui.rendering import SHOWN_MODELS, TRANSPARENT, percent
 from fracture_lib.webui.server import INTERNAL_ERROR
 
 
@@ -56,7 +60,7 @@ def test_classify_shows_the_xray_and_the_answer_of_the_chosen_model(tab, image_p
     shown = classify(tab, image_path)
     result = shown[tab.result]
     assert is_shown(shown[tab.viewer]) and is_shown(shown[tab.answer]) and not is_shown(shown[tab.start])
-    assert shown[tab.viewer]["value"]["overlay"] == TRANSPARENT and shown[tab.evidence]["open"] is False
+    assert shown[tab.viewer]["overlay"] == TRANSPARENT and shown[tab.evidence]["open"] is False
     verdict = shown[tab.verdict].replace("\u00a0", " ")
     assert result.fracture.message in verdict and summarize_types(result) in verdict
     for name, prediction in result.predictions.items():
@@ -102,8 +106,26 @@ def test_evidence_is_laid_over_the_xray_and_removed(tab, image_path):
         overlays.add(shown[tab.viewer]["overlay"])
         assert ("support Spiral" in shown[tab.legend]) == (source != DETECTOR)
         assert shown[tab.label]["visible"] == (source != DETECTOR)
+        assert "value" not in shown[tab.viewer]  # the X-ray, which is on the page already
     assert len(overlays) == 1 + len(SHOWN_MODELS) and TRANSPARENT not in overlays
-    assert tab.hide_evidence(result)["overlay"] == TRANSPARENT
+    assert tab.hide_evidence()[tab.viewer]["overlay"] == TRANSPARENT
+
+
+def test_evidence_follows_the_chosen_model(tab, image_path):
+    result = classify(tab, image_path)[tab.result]
+    label = result.predictions["resnet50"].label
+    hidden = tab.choose_model(result, "resnet50", 3, "resnet50", False)
+    assert hidden[tab.label] == label and tab.viewer not in hidden
+    shown = tab.choose_model(result, "resnet50", 3, "resnet50", True)
+    assert shown[tab.label]["value"] == label and f"support {label}" in shown[tab.legend]
+    assert shown[tab.viewer]["overlay_alt"].endswith(label) and "ResNet50" in shown[tab.verdict]
+
+
+def test_words_of_the_answer_are_explained_with_measured_shares(tab):
+    rates = DetectorReport.read(BUNDLE / DETECTOR).outcomes["not fractured"]
+    text = predict_tab._explain_words()
+    assert percent(rates.uncertain) in text and percent(rates.visible) in text
+    assert all(f"**{c.label}**: {c.description}" in text for c in CLASSES)
 
 
 def test_evidence_of_what_failed_is_a_message(tab, image_path, monkeypatch):
@@ -194,5 +216,9 @@ def test_chosen_model_that_failed_shows_why_and_no_other_headline(tab, image_pat
 
 
 def test_expired_result_says_what_to_do(tab):
-    for updates in (tab.update_answer(None, ENSEMBLE, 3), tab.show_evidence(None, DETECTOR, "Spiral")):
+    for updates in (
+        tab.update_answer(None, ENSEMBLE, 3),
+        tab.choose_model(None, ENSEMBLE, 3, DETECTOR, True),
+        tab.show_evidence(None, DETECTOR, "Spiral"),
+    ):
         assert "This answer has expired" in updates[tab.message]

@@ -17,7 +17,7 @@ from fracture_lib.hub import ModelSource
 from fracture_lib.inference.batch import BatchRow
 from fracture_lib.inference.fracture import FractureResult
 from fracture_lib.inference.pipeline import InferencePipeline
-from fracture_lib.inference.prediction import ComparisonResult, summarize_types
+from fracture_lib.inference.prediction import CONFIDENCE_NOTE, ComparisonResult, Score, summarize_types
 from fracture_lib.registry import ALL_MODELS, DETECTOR, model_title
 from fracture_lib.webui import rendering
 
@@ -143,7 +143,7 @@ def test_render_matrix_with_failure_shows_why_and_the_other_models(result):
 
 def test_render_verdict_states_the_summary_of_the_given_models(result):
     for names in (ALL_MODELS, ["pytorch-cnn"], ["ensemble"]):
-        text = text_of(rendering.render_verdict(result, names, "Spiral"))
+        text = text_of(rendering.render_verdict(result, names, result.top_prediction))
         assert summarize_types(result, names) in text
         assert (f"{model_title(names[0])}: " in text) == (len(names) == 1)
 
@@ -161,10 +161,20 @@ def test_render_warnings_lists_several(warnings, n_paragraphs, n_items):
 @pytest.mark.parametrize("outcome", ["visible", "uncertain", "none"])
 def test_render_verdict_begins_with_the_detectors_sentence(result, outcome):
     fracture = FractureResult(outcome, 0.3, np.zeros((32, 32), np.float32), 0.06)
-    html = rendering.render_verdict(replace(result, fracture=fracture), ALL_MODELS, "Spiral")
-    assert ("Spiral: " in html) == (outcome != "none")  # then the type may mean nothing
+    top = result.top_prediction
+    html = rendering.render_verdict(replace(result, fracture=fracture), ALL_MODELS, top)
+    assert (f"{top.label}: " in html) == (outcome != "none")  # then the type may mean nothing
     assert html.startswith(f'<p class="fracture" data-outcome="{outcome}">')
     assert text_of(html).startswith(fracture.message)
+
+
+@pytest.mark.parametrize(("probability", "is_explained"), [(0.2, True), (0.49, True), (0.5, False)])
+def test_render_verdict_explains_the_grades_of_a_low_confidence(result, probability, is_explained):
+    top = replace(result.predictions["ensemble"], scores=(Score("Spiral", probability),))
+    result = replace(result, predictions={"ensemble": top})
+    text = text_of(rendering.render_verdict(result, ["ensemble"], top))
+    assert (CONFIDENCE_NOTE in text) == is_explained
+    assert ("ncertain: Spiral" in text or "Low confidence: Spiral" in text) == is_explained
 
 
 def test_render_verdict_without_detector_or_models_leaves_their_part_out(result):
@@ -179,20 +189,21 @@ def test_no_outcome_is_shown_in_green():
 
 
 def overlay_of(result: ComparisonResult, source: str, label: str = "Spiral") -> Image.Image:
-    return decode(rendering.view(result, source, label)["overlay"])
+    return decode(rendering.view_overlay(result, source, label)["overlay"])
 
 
 def test_view_shows_the_image_and_evidence_of_the_same_shape(result):
     width, height = result.preview.size
-    plain = rendering.view(result)
-    assert decode(plain["xray"]).size == (plain["width"], plain["height"]) == (width, height)
-    assert plain["overlay"] == rendering.TRANSPARENT and plain["overlay_alt"] == ""
+    xray = rendering.view_xray(result)
+    assert decode(xray["xray"]).size == (xray["width"], xray["height"]) == (width, height)
     for source in (DETECTOR, *ALL_MODELS):
         overlay = overlay_of(result, source)
         assert max(overlay.size) <= rendering.OVERLAY_SIDE
         assert overlay.width / overlay.height == pytest.approx(width / height, rel=0.02)
-    assert rendering.view(result, "resnet50", "Spiral")["overlay_alt"] == "ResNet50 in TensorFlow, Spiral"
-    assert rendering.view(replace(result, fracture=None), DETECTOR)["overlay"] == rendering.TRANSPARENT
+    shown = rendering.view_overlay(result, "resnet50", "Spiral")
+    assert shown["overlay_alt"] == "ResNet50 in TensorFlow, Spiral"
+    without = replace(result, fracture=None)
+    assert rendering.view_overlay(without, DETECTOR, "Spiral") == rendering.NO_OVERLAY
 
 
 @pytest.mark.parametrize(("heat", "opacity"), [(0.9, 255), (0.5, 255), (0.05, 25)])
