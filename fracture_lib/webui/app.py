@@ -56,7 +56,8 @@ def build_page(pipeline: InferencePipeline) -> gr.Blocks:
         single.batch_button.click(
             lambda files: (files, gr.update(selected="batch")), single.upload, [batch.upload, tabs], **silent
         )
-        batch.table.select(batch.open_row, batch.inputs, [single.upload, tabs], **silent)
+        batch.table.select(batch.open_row, batch.inputs, [single.upload, tabs, single.back_button], **silent)
+        single.back_button.click(lambda: gr.update(selected="batch"), None, tabs, **silent)
         page.load(_on_load, None, [tabs, single.model, single.top_k], **silent)
     return page
 

@@ -42,7 +42,7 @@ COLUMNS: list[tuple[str, Literal["str", "html", "number"], int]] = [
     ("No.", "number", 80),
 ]
 OUTCOMES: dict[Outcome, str] = {"visible": "visible", "uncertain": "uncertain", "none": "none seen"}
-HELP = "Click on a row to open its X-ray, on a title to sort."
+HELP = "Click on a row to open its X-ray. The menu \u22ee beside a title sorts."
 NO_DOWNLOADS = "The disk is full, so there are no files to download. Try again in 20 minutes."
 
 
@@ -131,11 +131,11 @@ class BatchTab:
                 message, downloads = f"{message} {NO_DOWNLOADS}", [hidden, hidden]
             yield inputs.inputs, render_message(message), _show(rows), *downloads
 
-    def open_row(self, inputs: Sequence[BatchInput], event: gr.SelectData) -> Iterator[tuple[Any, Any]]:
-        """Yield the image of the row that was clicked, as an upload of the first tab, and that tab."""
+    def open_row(self, inputs: Sequence[BatchInput], event: gr.SelectData) -> Iterator[tuple[Any, Any, Any]]:
+        """Yield the image of the clicked row, as an upload of the first tab, then that tab and a way back."""
         number = event.row_value[-1]  # not the row's position, which sorting and searching change
         if not inputs:
-            yield gr.skip(), gr.skip()
+            yield gr.skip(), gr.skip(), gr.skip()
             return
         chosen = inputs[int(number) - 1]
         with tempfile.TemporaryDirectory() as folder:  # copied by Gradio before it is deleted
@@ -143,7 +143,7 @@ class BatchTab:
             if chosen.member:
                 path = Path(folder) / Path(chosen.name).name
                 path.write_bytes(read_member(chosen.path, chosen.member))
-            yield [str(path)], gr.update(selected="single")
+            yield [str(path)], gr.update(selected="single"), gr.update(visible=True)
 
 
 def _show(rows: Sequence[BatchRow]) -> dict[str, Any]:
@@ -177,7 +177,8 @@ def table_rows(rows: Sequence[BatchRow]) -> list[list[str | int]]:
 
 def _describe_fracture(row: BatchRow) -> str:
     fracture = row.result.fracture if row.result else None
-    return f"{percent(fracture.probability)}, {OUTCOMES[fracture.outcome]}" if fracture else ""
+    # A number of three characters, so that sorting the texts sorts the numbers
+    return f"{percent(fracture.probability):>5}, {OUTCOMES[fracture.outcome]}" if fracture else ""
 
 
 def _describe_answer(row: BatchRow, model: str) -> str:

@@ -20,7 +20,7 @@ from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, travers
 
 from fracture_lib.webui.server import FILE_ROUTE, INTERNAL_ERROR, INVALID_REQUEST, NOT_AN_UPLOAD
 
-__all__ = ["PrivateBlocks", "is_copy"]
+__all__ = ["POLL_INTERVAL", "PrivateBlocks", "is_copy"]
 
 POLL_INTERVAL = 0.02  # seconds; Gradio's queue looks every millisecond, which takes 3 % of a core while idle
 

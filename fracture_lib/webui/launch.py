@@ -32,6 +32,13 @@ ENVIRONMENT = {
 UPLOAD_VARIABLE = "GRADIO_TEMP_DIR"
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of malloc.h
 
+# Rules for what lies around the page, since Gradio prefixes those of `css`: narrow margins on narrow screens,
+# and an overflow that lets the X-ray stick to the window.
+HEAD = """<style>
+.gradio-container { overflow: clip !important; }
+@media (max-width: 1023px) { .gradio-container > .main { padding-inline: .75rem !important; } }
+</style>"""
+
 CONCURRENT_IMAGES = 2  # classified at the same time: a Space has two cores
 MAX_WAITING = 32  # requests in the queue; the next one learns at once that the page is busy
 MAX_SESSIONS = 200  # whose result is kept, a megabyte each; the least recent must classify again
@@ -88,6 +95,7 @@ def _serve(pipeline: InferencePipeline, uploads: Path) -> None:
         theme=THEME,
         css=CSS,
         js=JS,
+        head=HEAD,
         ssr_mode=False,
         max_file_size=MAX_BYTES,
         state_session_capacity=MAX_SESSIONS,

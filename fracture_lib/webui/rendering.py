@@ -68,8 +68,8 @@ DISCLAIMER = (
 SUPPORT, AGAINST = (255, 140, 0), (60, 140, 255)  # orange and blue: distinct in every colour vision
 SHOWN_MODELS = (ENSEMBLE, *(name for name in ALL_MODELS if name != ENSEMBLE))  # in the order of the page
 REPORT_CLASSES = 3  # per image in the printed report
-FIGURE_SIDE, OVERLAY_SIDE, THUMBNAIL_SIDE = 384, 384, 48  # pixels, as sent to the browser
-SHORT_NAME = 26  # characters of a name in a table
+FIGURE_SIDE, OVERLAY_SIDE, THUMBNAIL_SIDE = 384, 128, 48  # pixels, as sent to the browser
+SHORT_NAME = 44  # characters of a name in a table
 MIN_HEAT = 0.5  # probability of a fracture at a place that is opaque, so that a map without one stays faint
 TRANSPARENT = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 NO_OVERLAY: dict[str, Any] = {"overlay": TRANSPARENT, "overlay_alt": ""}

@@ -93,14 +93,14 @@ def test_open_row_gives_the_file_of_the_row_that_was_clicked(tab, image_path, tm
     inputs = list_inputs([image_path, path]).inputs
     for number, name in ((1, image_path.name), (2, "IM1.png")):
         event = SimpleNamespace(index=[0, 0], row_value=["", number])  # sorted, so the position is another
-        for [opened], tabs in tab.open_row(inputs, event):
+        for [opened], tabs, back in tab.open_row(inputs, event):
             assert Path(opened).name == name and fracture_lib.preprocess(opened).shape[1:] == (128, 128)
-            assert tabs["selected"] == "single"
+            assert tabs["selected"] == "single" and back["visible"]
 
 
 def test_open_row_of_an_expired_batch_changes_nothing(tab):
-    [(opened, tabs)] = tab.open_row((), SimpleNamespace(index=[0, 0], row_value=["", 1]))
-    assert "value" not in opened and "selected" not in tabs
+    [(opened, tabs, back)] = tab.open_row((), SimpleNamespace(index=[0, 0], row_value=["", 1]))
+    assert "value" not in opened and "selected" not in tabs and "visible" not in back
 
 
 def answers(row: BatchRow) -> dict[str, str | int]:
@@ -118,7 +118,7 @@ def test_table_with_failed_models_keeps_each_answer_in_its_column(result):
         fracture=FractureResult("none", 0.03, np.zeros((32, 32), np.float32), 0.06),
     )
     answer = answers(BatchRow("x.png", partly))
-    assert ">answered<" in answer["Status"] and answer["Fracture"] == f"{percent(0.03)}, none seen"
+    assert ">answered<" in answer["Status"] and answer["Fracture"] == f"  {percent(0.03)}, none seen"
     assert [answer[name] for name in ("Answer", *map(short_model_title, failing[:2]))] == 3 * ["failed"]
     assert answer[short_model_title("resnet50")].startswith(result.predictions["resnet50"].label)
     assert "The first of 2 frames." in answer["Notes"]

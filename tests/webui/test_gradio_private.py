@@ -11,7 +11,7 @@ import pytest
 from gradio.blocks import BlocksConfig
 from gradio_client import Client
 
-from fracture_lib.webui.gradio_private import PrivateBlocks
+from fracture_lib.webui.gradio_private import POLL_INTERVAL, PrivateBlocks
 from tests.helpers.app_client import App
 
 
@@ -56,6 +56,13 @@ def test_gradio_has_private_attribute(blocks, name):
             f"Gradio {gr.__version__} no longer has {name} ({error}). "
             "Adapt fracture_lib/webui/gradio_private.py before raising the version in pyproject.toml."
         )
+
+
+def test_queue_of_private_blocks_polls_less_often():
+    with PrivateBlocks() as page:
+        gr.Button().click(lambda: None)
+    page.queue(max_size=3)
+    assert page._queue.max_size == 3 and page._queue.sleep_when_free == POLL_INTERVAL
 
 
 @pytest.mark.parametrize(

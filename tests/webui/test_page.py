@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 import fracture_lib
 from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.inference.prediction import ComparisonResult, summarize_types
-from fracture_lib.registry import ALL_MODELS, ENSEMBLE, model_title
+from fracture_lib.registry import ALL_MODELS, DETECTOR, ENSEMBLE, model_title
 from fracture_lib.webui.examples import EXAMPLES
 from fracture_lib.webui.rendering import SHOWN_MODELS, percent, summarize_answer
 from tests.helpers import browser as chromium
@@ -25,12 +25,15 @@ from tests.helpers.app_runner import running_app
 from tests.helpers.bad_inputs import BAD_FILES
 from tests.helpers.dicom_files import dicom
 from tests.helpers.images import encode_image
+from tests.helpers.slow_network import slow_uploads
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=120_000)
 
 TABS = ("Single X-ray", "Batch", "Models")
-DESKTOP, TABLET, PHONE = ({"width": w, "height": h} for w, h in ((1366, 900), (820, 1180), (390, 844)))
+DESKTOP, TABLET, PHONE, NARROW = (
+    {"width": w, "height": h} for w, h in ((1366, 900), (820, 1180), (390, 844), (320, 640))
+)
 MAX_LAYOUT_SHIFT = 0.05
 OBSERVE_SHIFTS = """() => {
     window.layoutShift = 0;
@@ -270,6 +273,36 @@ def test_evidence_is_laid_over_the_xray_for_any_model_and_type(page):
     expect(overlay).to_have_attribute("alt", "")
 
 
+def test_evidence_follows_the_chosen_model(page):
+    result = pick_example(page)
+    expect_answer(page, result)
+    page.locator("#evidence").get_by_text("Show evidence").click()
+    page.locator("#evidence").get_by_label("Evidence of", exact=True).click()
+    page.get_by_role("option", name=model_title(ENSEMBLE), exact=True).click()
+    overlay = page.locator("#viewer .overlay")
+    expect(overlay).to_have_attribute("alt", f"{model_title(ENSEMBLE)}, {result.predictions[ENSEMBLE].label}")
+    page.locator("#options").click()
+    page.locator("#model").get_by_label(model_title("resnet50"), exact=True).check()
+    label = result.predictions["resnet50"].label
+    assert label != result.predictions[ENSEMBLE].label
+    expect(overlay).to_have_attribute("alt", f"{model_title(ENSEMBLE)}, {label}")
+    page.locator("#model").get_by_label(model_title(ENSEMBLE), exact=True).check()
+    page.locator("#options").click()
+    page.locator("#evidence").get_by_label("Evidence of", exact=True).click()
+    page.get_by_role("option", name=model_title(DETECTOR), exact=True).click()
+    expect(overlay).to_have_attribute("alt", "Where the detector looks")
+
+
+def test_evidence_on_a_phone_keeps_the_xray_in_sight(visit):
+    page = visit(**PHONE)
+    expect_answer(page, pick_example(page))
+    page.locator("#evidence").get_by_text("Show evidence").click()
+    expect(page.locator("#viewer .overlay")).to_have_attribute("alt", "Where the detector looks")
+    page.locator("#opacity").scroll_into_view_if_needed()
+    stage = page.locator("#viewer .stage").bounding_box()
+    assert stage and 0 <= stage["y"] < 40 and stage["height"] < PHONE["height"] / 2
+
+
 def test_viewer_zooms_moves_and_changes_the_tones_until_the_next_image(page):
     expect_answer(page, pick_example(page))
     viewer, stage, xray = (page.locator(f"#viewer {part}") for part in ("", ".stage", ".xray"))
@@ -461,6 +494,22 @@ def test_batch_with_bad_image_ends_with_a_csv_file_and_a_report(page, image_path
     report.close()
 
 
+def test_table_of_a_batch_sorts_by_the_probability_of_a_fracture(visit):
+    page = visit()
+    open_batch(page)
+    upload(page, *(path for path, _ in EXAMPLES), tab="#batch")
+    page.get_by_role("button", name="Classify all").click()
+    expect(page.locator("#csv")).to_be_visible()
+    title = page.locator("#batch-table th[title=Fracture]").last
+    title.hover()
+    title.get_by_label("Open cell menu").click()
+    page.get_by_role("menuitem", name="Sort ascending").click()
+    expect(page.locator("#batch-table .image-cell").nth(1)).to_have_attribute("title", "knee.jpg")
+    text = page.locator("#batch-table").inner_text()
+    shares = [int(share) for share in re.findall(r"(\d+)\u00a0%, [a-z]", text)]
+    assert len(shares) >= len(EXAMPLES) and shares[-len(EXAMPLES) :] == sorted(shares[-len(EXAMPLES) :])
+
+
 def test_click_on_a_row_opens_its_image_and_clearing_removes_the_table(page, image_path, tmp_path):
     open_batch(page)
     second = tmp_path / "second.png"
@@ -472,6 +521,12 @@ def test_click_on_a_row_opens_its_image_and_clearing_removes_the_table(page, ima
     page.locator("#batch-table .image-cell", has_text="second").first.click()
     expect(page.locator("#single-xray")).to_be_visible()
     expect_answer(page, fracture_lib.compare(image))
+    page.get_by_role("button", name="Back to the batch").click()
+    expect(page.locator("#batch-table")).to_be_visible()
+    page.go_back()
+    expect(page.locator("#single-xray")).to_be_visible()
+    clear(page.locator("#single-xray"))
+    expect(page.get_by_role("button", name="Back to the batch")).to_have_count(0)
     open_batch(page)
     expect(page.locator("#batch-table")).to_have_count(0)
     expect(page.locator("#csv")).to_have_count(0)
@@ -517,6 +572,25 @@ def test_keyboard_alone_classifies_an_example(page):
             break
     page.keyboard.press("Enter")
     expect(page.locator("#matrix tbody tr")).to_have_count(5)
+    expect(page.locator("#viewer .stage")).to_be_focused()  # in place of the example, which is gone
+    page.locator("#single-xray").get_by_label("Clear").focus()
+    page.keyboard.press("Enter")
+    expect_start(page)
+    expect(page.locator("#upload").get_by_role("button")).to_be_focused()
+
+
+def test_slow_upload_shows_its_progress(browser, app_url, tmp_path):
+    path = tmp_path / "noise.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (400, 500), np.uint8)).save(path)
+    progress = "parseFloat(document.documentElement.style.getPropertyValue('--upload-progress-width'))"
+    with slow_uploads(app_url, 100_000) as url, browser.new_page() as page:
+        page.goto(url)
+        upload(page, path)
+        expect(page.locator("#upload")).to_contain_text("Uploading 1 file")
+        for share in (5, 50):
+            page.wait_for_function(f"{progress} > {share}")
+            assert page.evaluate(progress) < 100
+        assert page.locator("#upload .progress-bar").bounding_box()["width"] >= 40
 
 
 def open_states(page: Page) -> Iterator[str]:
@@ -557,11 +631,16 @@ def test_axe_finds_no_serious_violation(visit, dark):
         assert serious == [], state
 
 
-@pytest.mark.parametrize("size", [TABLET, PHONE], ids=["tablet", "phone"])
+@pytest.mark.parametrize("size", [TABLET, PHONE, NARROW], ids=["tablet", "phone", "narrow"])
 def test_small_screens_need_no_horizontal_scrolling(visit, size):
     page = visit(**size)
     for state in open_states(page):
         assert page.evaluate("document.documentElement.scrollWidth") <= size["width"], state
+        for selector in ("#examples img", "#matrix td"):
+            for box in (element.bounding_box() for element in page.locator(f"{selector}:visible").all()):
+                assert box and box["x"] + box["width"] <= size["width"], (state, selector)
+        for name in page.locator("#matrix tbody th:visible").all():
+            assert name.bounding_box()["height"] < 40, "a word is broken"
 
 
 def test_screenshots_for_the_readme(visit, request, tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 from urllib.parse import quote, urlsplit
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -236,6 +237,11 @@ def test_every_response_restricts_frames_and_runs_nothing_uploaded(app):
 
 
 # Sizes
+
+
+def test_start_page_is_sent_compressed(app):
+    with urlopen(Request(app.url, headers={"Accept-Encoding": "gzip"}), timeout=120) as response:
+        assert response.headers["Content-Encoding"] == "gzip" and len(response.read()) < 60_000
 
 
 def test_upload_of_too_large_file_is_rejected_and_leaves_nothing(app):
