@@ -52,7 +52,7 @@ def build_page(pipeline: InferencePipeline) -> gr.Blocks:
 
         silent: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         for name, tab in zip(TABS, (single_tab, batch_tab, models_tab), strict=True):
-            tab.select(None, js=f"() => setQuery('tab', '{name}')", **silent)
+            tab.select(None, js=f"() => showTab('{name}')", **silent)
         single.batch_button.click(
             lambda files: (files, gr.update(selected="batch")), single.upload, [batch.upload, tabs], **silent
         )

@@ -104,7 +104,13 @@ class ModelsTab:
         gr.Markdown(ORIGINAL, elem_classes="facts")
         with gr.Accordion("All figures", open=False):
             self.table = gr.Dataframe(
-                headers=TABLE, interactive=False, wrap=True, buttons=[], show_label=False, label="All figures"
+                headers=TABLE,
+                interactive=False,
+                wrap=True,
+                buttons=[],
+                show_label=False,
+                label="All figures",
+                elem_id="figures",
             )
             gr.Markdown(TERMS, elem_classes="facts")
         with gr.Accordion("If a model answers only where it is confident", open=False) as coverage:
@@ -233,18 +239,19 @@ def _conclude(report: EvaluationReport) -> str:
 def _conclude_detector(report: DetectorReport) -> str:
     """Return Markdown: a table of what the detector sees with and without a fracture, and what follows."""
     rows = [
-        ["X-rays held out from training", "sees a fracture", "is not sure", "sees none"],
+        ["Does it see a fracture?", "yes", "not sure", "no"],
         ["---"] * 4,
         *(
-            [f"{rates.n} {name}", *map(percent, (rates.visible, rates.uncertain, rates.none))]
+            [f"{rates.n} X-rays, {name}", *map(percent, (rates.visible, rates.uncertain, rates.none))]
             for name, rates in report.outcomes.items()
         ),
     ]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     missed, auroc = _describe(report.missed), _describe(report.metrics["auroc"])
     return (
-        f"{table}\n\nIt sees none in {missed} of the fractured X-rays. Of two X-rays, one fractured and one "
-        f"not, it gives the fractured one the higher probability {auroc} of the time (AUROC)."
+        f"{table}\n\nMeasured on X-rays held out from training. It misses {missed} of the fractured ones. Of "
+        f"two X-rays, one fractured and one not, it gives the fractured one the higher probability {auroc} "
+        "of the time (AUROC)."
     )
 
 

@@ -10,7 +10,13 @@
     if (name === "tab") history.pushState(history.state, "", url);
     else history.replaceState(history.state, "", url);
   };
-  const open = (name) => document.querySelector(`[role=tab][data-tab-id="${CSS.escape(name)}"]`)?.click();
+  const tab = (name) => document.querySelector(`[role=tab][data-tab-id="${CSS.escape(name)}"]`);
+  const open = (name) => tab(name)?.click();
+  // If what had the focus, such as a button that leads here, is hidden now, move the focus to the tab.
+  window.showTab = (name) => {
+    setQuery("tab", name);
+    setTimeout(() => document.activeElement === document.body && tab(name)?.focus({ preventScroll: true }), 100);
+  };
   addEventListener("popstate", () => open(new URL(location).searchParams.get("tab") ?? "single"));
 
   // A link such as ?tab=models opens the tab and keeps the answer.

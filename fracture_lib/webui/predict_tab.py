@@ -55,12 +55,14 @@ MANY = "Classify several X-rays, or a ZIP of them, in the Batch tab."
 SET_OPACITY = "value => document.documentElement.style.setProperty('--opacity', value / 100)"
 # On a phone, the answer is below the upload. If the focus was on something that is gone, such as an example,
 # move it to what took its place.
-SHOW = """() => {
-    const stage = document.querySelector("#viewer .stage");
+SHOW = """async () => {
+    await new Promise((resolve) => setTimeout(resolve, 100)); // until the page shows it
+    const find = (selector) => document.querySelector(selector);
+    const stage = find("#viewer .stage");
     if (document.activeElement === document.body)
-        (stage ?? document.querySelector("#to-batch, #upload button"))?.focus({ preventScroll: true });
+        (stage ?? find("#to-batch") ?? find("#upload [aria-dropeffect]"))?.focus({ preventScroll: true });
     if (matchMedia("(max-width: 799px)").matches)
-        (stage ?? document.querySelector("#message .message"))?.scrollIntoView({ behavior: "smooth" });
+        (stage ?? find("#message .message"))?.scrollIntoView({ behavior: "smooth" });
 }"""
 
 
@@ -316,6 +318,7 @@ def _explain_words() -> str:
         "little.",
         "It sees no fracture": f"in {percent(fractured.none)} and {percent(others.none)}.",
         "Probability": "calibrated, so of the answers given with 30 %, about 30 % are right.",
+        "Ensemble": "the weighted mean of the three models.",
         "Right in testing": "how often a model named the type, on X-rays that it did not see in training.",
         **{c.label: c.description for c in CLASSES},
     }

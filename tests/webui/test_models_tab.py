@@ -38,7 +38,7 @@ def test_show_all_concludes_for_every_model_and_the_detector():
         assert f"**{model_title(name)}** is right {percent(accuracy.value)} (" in updates[tab.conclusions]
     assert measured_models(tab) == set(map(model_title, ALL_MODELS))
     report = DetectorReport.read(BUNDLE / DETECTOR)
-    assert f"sees none in {percent(report.missed.value)} (" in updates[tab.detector]
+    assert f"misses {percent(report.missed.value)} (" in updates[tab.detector]
     for rates in report.outcomes.values():
         shares = " | ".join(map(percent, (rates.visible, rates.uncertain, rates.none)))
         assert re.search(rf"^\| {rates.n} .* \| {shares} \|$", updates[tab.detector], re.MULTILINE)

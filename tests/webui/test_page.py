@@ -217,7 +217,7 @@ def decode_image(image: Locator) -> np.ndarray:
 def test_png_16_bit_png_and_dicom_give_the_same_answer_and_show_the_model_input(page, tmp_path):
     for image, path in image_files(tmp_path):
         upload(page, path)
-        expect(page.locator("#single-xray")).to_contain_text(path.name)
+        expect(page.locator("#single-xray")).to_contain_text(re.compile(rf"{path.stem}\s*{path.suffix}"))
         expect_answer(page, fracture_lib.compare(image))
         page.locator("#evidence").get_by_text("Show evidence").click()
         shown = decode_image(page.locator(".model-input"))
@@ -333,11 +333,13 @@ def test_viewer_zooms_moves_and_changes_the_tones_until_the_next_image(page):
     assert xray.bounding_box()["height"] <= height + 1
 
 
-def test_several_images_move_to_the_batch_tab_with_one_click(page, image_path, tmp_path):
+def test_several_images_move_to_the_batch_tab_with_one_click(visit, image_path, tmp_path):
+    page = visit()
     second = tmp_path / "second.png"
     synthetic_radiograph("Greenstick").save(second)
     upload(page, image_path, second)
     expect(page.locator("#message")).to_contain_text("Classify several X-rays")
+    expect(page.get_by_role("button", name="Open in Batch")).to_be_focused()
     page.get_by_role("button", name="Open in Batch").click()
     page.get_by_role("button", name="Classify all").click()
     expect(page.locator("#batch-message")).to_contain_text("2 images: 2 answered.")
@@ -523,6 +525,7 @@ def test_click_on_a_row_opens_its_image_and_clearing_removes_the_table(page, ima
     expect_answer(page, fracture_lib.compare(image))
     page.get_by_role("button", name="Back to the batch").click()
     expect(page.locator("#batch-table")).to_be_visible()
+    expect(page.get_by_role("tab", name="Batch")).to_be_focused()
     page.go_back()
     expect(page.locator("#single-xray")).to_be_visible()
     clear(page.locator("#single-xray"))
@@ -573,6 +576,7 @@ def test_keyboard_alone_classifies_an_example(page):
     page.keyboard.press("Enter")
     expect(page.locator("#matrix tbody tr")).to_have_count(5)
     expect(page.locator("#viewer .stage")).to_be_focused()  # in place of the example, which is gone
+    expect(page.locator("#viewer .stage")).to_have_css("outline-width", "3px")
     page.locator("#single-xray").get_by_label("Clear").focus()
     page.keyboard.press("Enter")
     expect_start(page)
