@@ -40,7 +40,8 @@ class FractureResult:
     @property
     def message(self) -> str:
         """One sentence to show people."""
-        probability = f"probability {100 * self.probability:.0f} %"
+        percent = f"{100 * self.probability:.0f} %"
+        probability = f"probability {percent if percent != '100 %' else 'over 99 %'}"
         if self.outcome == "visible":
             return f"The detector sees a fracture ({probability})."
         if self.outcome == "uncertain":

@@ -52,6 +52,7 @@ def test_to_outcome_is_monotone_in_the_probability():
     ("outcome", "probability", "missed", "message"),
     [
         ("visible", 0.82, 0.06, "The detector sees a fracture (probability 82 %)."),
+        ("visible", 0.999, 0.06, "The detector sees a fracture (probability over 99 %)."),
         ("uncertain", 0.31, 0.06, "The detector is not sure whether there is a fracture (probability 31 %)."),
         ("none", 0.02, 0.06, "sees no fracture, but it misses about 6 % of fractures; the type may mean"),
         ("none", 0.02, 0.001, "misses about 1 % of fractures;"),
