@@ -56,8 +56,9 @@ SET_OPACITY = "value => document.documentElement.style.setProperty('--opacity', 
 # On a phone, the answer is below the upload. If the focus was on something that is gone, such as an example,
 # move it to what took its place.
 SHOW = """async () => {
-    await new Promise((resolve) => setTimeout(resolve, 100)); // until the page shows it
     const find = (selector) => document.querySelector(selector);
+    for (let tries = 0; tries < 10 && !find("#viewer .stage, #to-batch"); tries++)
+        await new Promise((resolve) => setTimeout(resolve, 50));
     const stage = find("#viewer .stage");
     if (document.activeElement === document.body)
         (stage ?? find("#to-batch") ?? find("#upload [aria-dropeffect]"))?.focus({ preventScroll: true });
