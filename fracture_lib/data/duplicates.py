@@ -26,15 +26,18 @@ def near_duplicate_groups(paths: Sequence[Path]) -> NDArray[np.int64]:
     cannot be read.
     Source of the hash: https://www.hackerfactor.com/blog/index.php?/archives/432-Looks-Like-It.html.
     """
-    from scipy.sparse.csgraph import connected_components
-
-    views = _hash_all(paths)
-    return connected_components(_are_near(views, views[:, 0]), directed=False)[1].astype(np.int64)
+    hashes = _hash_all(paths)
+    groups = np.arange(len(hashes))  # the lowest position in each group
+    for views in hashes:
+        joined = np.unique(groups[_are_near(views, hashes[:, 0])])
+        if len(joined) > 1:
+            groups[np.isin(groups, joined)] = joined[0]
+    return np.unique(groups, return_inverse=True)[1].astype(np.int64)
 
 
 def perceptual_hashes(paths: Sequence[Path]) -> NDArray[np.uint8]:
     """Return uint8 [N, 8]: the 64 bits of each image's perceptual hash. Raises InvalidData."""
-    return np.packbits(_hash_all(paths)[:, 0], axis=1)
+    return _hash_all(paths)[:, :1].copy().view(np.uint8)
 
 
 def have_near_duplicates(paths: Sequence[Path], others: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -42,28 +45,31 @@ def have_near_duplicates(paths: Sequence[Path], others: NDArray[np.uint8]) -> ND
 
     Raises InvalidData if an image cannot be read.
     """
-    near = _are_near(_hash_all(paths), np.unpackbits(others, axis=1).astype(bool))
-    return np.asarray(near.any(axis=1))
+    other_hashes = np.ascontiguousarray(others).view(np.uint64)[:, 0]
+    return np.array([_are_near(views, other_hashes).any() for views in _hash_all(paths)], bool)
 
 
-def _hash_all(paths: Sequence[Path]) -> NDArray[np.bool_]:
-    """Return bool [N, 8, 64] of `_hash_views`."""
-    return np.array(list(map_images(_hash_views, paths, "comparing images")))
+def _are_near(views: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return bool [M]: whether any of an image's views [8] is near each of the hashes [M] of others."""
+    n_different = np.bitwise_count(views[:, None] ^ others)
+    # The hash of a negative has nearly all bits different.
+    is_near = (n_different <= HASH_DISTANCE) | (n_different >= 64 - HASH_DISTANCE)
+    return np.asarray(is_near.any(axis=0))
 
 
-def _are_near(views: NDArray[np.bool_], others: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return bool [N, M]: whether any of the views [N, 8, 64] is near the hash [M, 64] of another image."""
-    # With signs, -1 and 1, a dot product counts the equal bits minus the different ones. The hash of a
-    # negative has nearly all bits different, thus the absolute value.
-    signs, other_signs = (np.where(bits, np.float32(1), np.float32(-1)) for bits in (views, others))
-    distance = np.min([(64 - np.abs(signs[:, v] @ other_signs.T)) / 2 for v in range(signs.shape[1])], axis=0)
-    return np.asarray(distance <= HASH_DISTANCE)
+def _hash_all(paths: Sequence[Path]) -> NDArray[np.uint64]:
+    """Return uint64 [N, 8] of `_hash_views`."""
+    hashes = np.empty((len(paths), 8), np.uint64)
+    for i, views in enumerate(map_images(_hash_views, paths, "comparing images")):
+        hashes[i] = views
+    return hashes
 
 
-def _hash_views(image: LoadedImage) -> NDArray[np.bool_]:
-    """Return bool [8, 64]: the perceptual hash of each mirrored and turned view, the image itself first."""
+def _hash_views(image: LoadedImage) -> NDArray[np.uint64]:
+    """Return uint64 [8]: the perceptual hash of each mirrored and turned view, the image itself first."""
     import imagehash
 
     original = Image.fromarray((255 * image.pixels).astype(np.uint8))
     views = [original, *(original.transpose(method) for method in Image.Transpose)]
-    return np.array([imagehash.phash(view).hash.ravel() for view in views])
+    bits = np.array([imagehash.phash(view).hash.ravel() for view in views])
+    return np.packbits(bits, axis=1).view(np.uint64)[:, 0]

@@ -44,6 +44,13 @@ def test_near_duplicate_groups_of_different_images_differ(tmp_path):
     assert len(set(near_duplicate_groups(paths))) == 6
 
 
+def test_near_duplicate_groups_joins_a_chain_and_counts_groups_from_the_first_image(tmp_path, monkeypatch):
+    hashes = [np.full(8, value, np.uint64) for value in (0, 0x0F0F0F0F0F0F0F0F, 0xFFF, 0x3F)]
+    monkeypatch.setattr("fracture_lib.data.duplicates.map_images", lambda *_: hashes)
+    groups = near_duplicate_groups([tmp_path / f"{i}.png" for i in range(4)])
+    assert groups.tolist() == [0, 1, 0, 0]  # 12 bits lie between the first and the third, 6 from the last
+
+
 @pytest.mark.parametrize("name", COPIES)
 def test_have_near_duplicates_finds_a_copy_and_no_other_image(name, tmp_path):
     paths = [tmp_path / "copy.png", tmp_path / "other.png"]
