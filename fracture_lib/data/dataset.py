@@ -11,7 +11,7 @@ perceptual hash.
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -23,11 +23,12 @@ from fracture_lib.data.duplicates import near_duplicate_groups
 from fracture_lib.data.manifest import MANIFEST, read_source_groups
 from fracture_lib.data.reading import map_images
 from fracture_lib.data.sources import resolve_dataset
+from fracture_lib.data.stored import StoredArrays
 from fracture_lib.errors import InvalidArgument, InvalidData, UnknownLabel
 from fracture_lib.hub import HUB_PREFIX
 from fracture_lib.io.files import is_image_file, is_metadata
 from fracture_lib.io.image import LoadedImage, content, preprocess
-from fracture_lib.io.views import INPUT_SIZE, VIEWS, View
+from fracture_lib.io.views import VIEWS, View
 from fracture_lib.labels import CLASSES, label_id
 
 __all__ = [
@@ -35,9 +36,9 @@ __all__ = [
     "Transform",
     "assign_folds",
     "load_dataset_folder",
-    "load_images",
-    "load_pixels",
-    "load_transformed",
+    "store_images",
+    "stream_pixels",
+    "stream_transformed",
 ]
 
 SPLITS = {"train", "test", "valid", "validation", "val"}
@@ -185,41 +186,36 @@ def _fingerprint(paths: Sequence[Path], labels: NDArray[np.int64]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def load_images(paths: Sequence[Path]) -> list[NDArray[np.float32]]:
-    """Read images as `io.image.content` returns them, one float32 [h, w] each.
+def store_images(paths: Sequence[Path], file: Path) -> StoredArrays:
+    """Read images as `io.image.content` returns them, one float32 [h, w] each, and keep them in `file`.
 
     Raises InvalidData if an image cannot be read.
     """
-    return list(map_images(content, paths, "reading images"))
+    return StoredArrays(file, map_images(content, paths, "reading images"))
 
 
-def load_pixels(paths: Sequence[Path], views: Sequence[View] = VIEWS) -> NDArray[np.float32]:
-    """Read images as model inputs: float32 [N, V, 128, 128] in 0..1, one for each view.
+def stream_pixels(paths: Sequence[Path], views: Sequence[View] = VIEWS) -> Iterator[NDArray[np.float32]]:
+    """Read images as model inputs: yield float32 [V, 128, 128] in 0..1 for each, one array for each view.
 
     Raises InvalidData if an image cannot be read.
     """
-    return load_transformed(paths, {"original": lambda image: image}, views)["original"]
+    return map_images(lambda image: preprocess(image, views), paths, "reading images")
 
 
-def load_transformed(
-    paths: Sequence[Path], transforms: Mapping[str, Transform], views: Sequence[View] = VIEWS
-) -> dict[str, NDArray[np.float32]]:
-    """Read transformed images as model inputs: an array as of `load_pixels` for each transform.
+def stream_transformed(
+    paths: Sequence[Path], transforms: Sequence[Transform], view: View
+) -> Iterator[NDArray[np.float32]]:
+    """Read transformed images as model inputs: yield float32 [T, 128, 128] for each, one view per transform.
 
     A transform is applied to the image at full size, before anything else; each image is read once for all
     of them. Raises InvalidData if an image cannot be read.
     """
 
-    def model_inputs(image: LoadedImage) -> list[NDArray[np.float32]]:
-        changed = (replace(image, pixels=transform(image.pixels)) for transform in transforms.values())
-        return [preprocess(image, views) for image in changed]
+    def model_inputs(image: LoadedImage) -> NDArray[np.float32]:
+        changed = (replace(image, pixels=transform(image.pixels)) for transform in transforms)
+        return np.concatenate([preprocess(image, [view]) for image in changed])
 
-    shape = (len(paths), len(views), INPUT_SIZE, INPUT_SIZE)
-    pixels = {name: np.empty(shape, np.float32) for name in transforms}
-    for i, inputs in enumerate(map_images(model_inputs, paths, "reading images")):
-        for name, array in zip(transforms, inputs, strict=True):
-            pixels[name][i] = array
-    return pixels
+    return map_images(model_inputs, paths, "reading images")
 
 
 def assign_folds(images: LabelledImages, n_folds: int) -> NDArray[np.int64]:

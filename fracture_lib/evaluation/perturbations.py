@@ -1,7 +1,7 @@
 """Perturbations that should not change the predicted fracture: what robustness is measured under.
 
 PERTURBATIONS maps names to functions from and to a grayscale image, float32 [H, W] in 0..1, as
-`load_image` returns it. `load_pixels(transforms=PERTURBATIONS)` applies them before the letterbox.
+`load_image` returns it. `data.dataset.stream_transformed` applies them before it cuts views.
 """
 
 import io

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fracture_lib.data.dataset import LabelledImages, load_dataset_folder, load_pixels
+from fracture_lib.data.dataset import LabelledImages, load_dataset_folder, stream_pixels
 from fracture_lib.data.duplicates import near_duplicate_groups
+from fracture_lib.data.stored import stack_chunks
 from fracture_lib.errors import InvalidArgument, InvalidData
 from fracture_lib.evaluation.calibration import conformal_sets, cross_fit_temperature
 from fracture_lib.evaluation.metrics import (
@@ -24,8 +25,6 @@ from fracture_lib.models.model import BaseModel, read_model
 from fracture_lib.models.report import DataSummary, EvaluationReport, SplitResult
 
 __all__ = ["evaluate", "evaluation_report", "out_of_fold_report", "split_result", "summarize_data"]
-
-BATCH_SIZE = 64
 
 _logger = logging.getLogger(__name__)
 
@@ -61,7 +60,8 @@ def evaluate(
                 "images that were trained on into one."
             )
         unique = _has_no_duplicate(images, others)
-    probabilities = _predict_in_batches(loaded, load_pixels(images.paths))
+    chunks = stack_chunks(stream_pixels(images.paths))
+    probabilities = np.concatenate([loaded.predict_proba(chunk) for chunk in chunks])
     report = EvaluationReport(
         model=loaded.name,
         protocol=_protocol(loaded, images),
@@ -88,11 +88,6 @@ def _has_no_duplicate(images: LabelledImages, others: LabelledImages) -> NDArray
     groups = near_duplicate_groups([*images.paths, *others.paths])
     n = len(images.paths)
     return ~np.isin(groups[:n], groups[n:])
-
-
-def _predict_in_batches(model: BaseModel, pixels: NDArray[np.float32]) -> NDArray[np.float64]:
-    batches = [pixels[i : i + BATCH_SIZE] for i in range(0, len(pixels), BATCH_SIZE)]
-    return np.concatenate([model.predict_proba(batch) for batch in batches])
 
 
 def _protocol(model: BaseModel, images: LabelledImages) -> str:

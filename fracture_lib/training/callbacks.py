@@ -5,7 +5,7 @@ The order matters: an average is restored after it was initialized, and saved af
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -98,12 +98,12 @@ class WeightAverage(Callback):
 class LearningCurve(Callback):
     """Score the averaged weights on held-out images at every milestone, for the curve alone.
 
-    `features` [M, ...] and `labels` [M] are those of the held-out images; `live_curve` gets the curve so far.
+    `features` and `labels` [M] are those of the M held-out images; `live_curve` gets the curve so far.
     """
 
     def __init__(
         self,
-        features: NDArray[np.float32],
+        features: Iterable[NDArray[np.float32]],  # iterated once for each milestone
         labels: NDArray[np.int64],
         live_curve: LiveCurve | None = None,
     ) -> None:
@@ -118,7 +118,7 @@ class LearningCurve(Callback):
             return
         weights = state.learner.get_weights()
         state.learner.set_weights(state.averaged_weights)
-        y_pred = compute_logits(state.learner, self.features).argmax(axis=1)
+        y_pred = compute_logits(state.learner.logits, self.features).argmax(axis=1)
         state.learner.set_weights(weights)
         accuracy = float((y_pred == self.labels).mean())
         state.history.append(EpochMetrics(state.n_epochs_done, float(np.mean(self.losses)), accuracy))

@@ -1,12 +1,13 @@
 """What the training loop needs from a framework: one network with its optimizer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fracture_lib.data.stored import stack_chunks
 from fracture_lib.errors import InvalidArgument, UnknownModel
 from fracture_lib.labels import CLASSES
 from fracture_lib.registry import MODELS
@@ -14,16 +15,17 @@ from fracture_lib.training.recipes import Recipe
 
 __all__ = [
     "Learner",
+    "Logits",
     "build_learner",
     "check_name_and_seed",
     "check_seed",
     "compute_features",
     "compute_logits",
     "compute_view_logits",
-    "in_chunks",
+    "pixels_to_logits",
 ]
 
-CHUNK_SIZE = 64  # images
+Logits: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # inputs [B, ...] -> [B, K]
 
 
 class Learner(Protocol):
@@ -119,27 +121,28 @@ def build_learner(
     )
 
 
-def compute_features(learner: Learner, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the features of any number of images, computed in chunks to bound memory."""
-    return in_chunks(learner.features, pixels)
+def compute_features(
+    learner: Learner, pixels: Iterable[NDArray[np.float32]]
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the features of any number of views, each float32 [1, 128, 128]."""
+    for chunk in stack_chunks(pixels):
+        yield from learner.features(chunk)
 
 
-def compute_logits(learner: Learner, features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return logits float32 [N, 10] for any number of features, computed in chunks to bound memory."""
-    return in_chunks(learner.logits, features)
+def compute_logits(logits: Logits, inputs: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return logits float32 [N, K] for any number of inputs, computed in chunks to bound memory."""
+    return np.concatenate([logits(chunk) for chunk in stack_chunks(inputs)])
 
 
-def compute_view_logits(learner: Learner, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the logits float32 [N, V, 10] of each view, for model inputs [N, V, 128, 128]."""
-    n, n_views, height, width = pixels.shape
-    views = pixels.reshape(n * n_views, 1, height, width)
-    logits = in_chunks(lambda chunk: learner.logits(learner.features(chunk)), views)
-    return logits.reshape(n, n_views, -1)
+def pixels_to_logits(learner: Learner) -> Logits:
+    """Return the function of the whole network."""
+    return lambda pixels: learner.logits(learner.features(pixels))
 
 
-def in_chunks(
-    function: Callable[[NDArray[np.float32]], NDArray[np.float32]], inputs: NDArray[np.float32]
+def compute_view_logits(
+    logits: Logits, images: Iterable[NDArray[np.float32]], n_views: int
 ) -> NDArray[np.float32]:
-    """Return `function(inputs)`, computed for 64 images at a time."""
-    chunks = [inputs[i : i + CHUNK_SIZE] for i in range(0, len(inputs), CHUNK_SIZE)]
-    return np.concatenate([function(chunk) for chunk in chunks])
+    """Return the logits float32 [N, V, K] of each view of any number of images, [V, 128, 128] each."""
+    views = (view[None] for image in images for view in image)
+    flat = compute_logits(logits, views)
+    return flat.reshape(-1, n_views, flat.shape[-1])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from fracture_lib.data.dataset import load_images
+from fracture_lib.data.dataset import store_images
 from fracture_lib.data.fracatlas import FINDINGS, load_fracatlas
 from fracture_lib.errors import InvalidArgument, InvalidModel
 from fracture_lib.hub import resolve_pretrained
@@ -70,12 +70,13 @@ def pretrain(
     )
     callbacks = [WeightAverage(recipe.ema_decay), Checkpoint(checkpoint), ProgressBar()]
     cache = out.with_suffix(".views.npy")  # of a recipe with `n_cached_views`
-    sample = make_sampler(learner, recipe, load_images(atlas.paths), seed, cache)
+    stored = out.with_suffix(".images")
+    sample = make_sampler(learner, recipe, store_images(atlas.paths, stored), seed, cache)
     fit(learner, sample, atlas.findings, indices, recipe, seed, callbacks, "FracAtlas")
     origin = f", from {start.source}" if start else ""
     learner.save_trunk(partial, source=f"FracAtlas, {len(atlas.paths)} radiographs{origin}")
     partial.replace(out)  # a kill while writing leaves no damaged file
-    for path in (checkpoint, run, cache):
+    for path in (checkpoint, run, cache, stored):
         path.unlink(missing_ok=True)
 
 

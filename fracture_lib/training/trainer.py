@@ -9,7 +9,7 @@ so a held-out fold measures and does nothing else. The fits themselves are in `f
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -20,18 +20,19 @@ from numpy.typing import NDArray
 from fracture_lib.data.dataset import (
     assign_folds,
     load_dataset_folder,
-    load_images,
-    load_transformed,
+    store_images,
+    stream_transformed,
 )
 from fracture_lib.data.duplicates import perceptual_hashes
 from fracture_lib.data.fracatlas import load_fracatlas
+from fracture_lib.data.stored import StoredArrays
 from fracture_lib.errors import InvalidArgument
 from fracture_lib.evaluation.calibration import fit_temperature
 from fracture_lib.evaluation.ensemble import write_out_of_fold
 from fracture_lib.evaluation.metrics import mean_with_interval
 from fracture_lib.evaluation.perturbations import PERTURBATIONS
 from fracture_lib.evaluation.report import out_of_fold_report, summarize_data
-from fracture_lib.io.views import FAST_VIEWS, make_views
+from fracture_lib.io.views import FAST_VIEWS, VIEWS, View, make_views
 from fracture_lib.labels import CLASSES
 from fracture_lib.models import onnx
 from fracture_lib.models.config import ModelConfig, write_config
@@ -53,16 +54,14 @@ from fracture_lib.training.learner import (
     check_name_and_seed,
     compute_features,
     compute_view_logits,
-    in_chunks,
+    pixels_to_logits,
 )
 from fracture_lib.training.loop import fit
 from fracture_lib.training.pretrain import find_weights, pretrain
 from fracture_lib.training.recipes import PRETRAINING, RECIPES, Recipe
-from fracture_lib.training.sampling import Images, make_sampler
+from fracture_lib.training.sampling import make_sampler
 
 __all__ = ["CrossValidation", "TrainingRun", "cross_validate", "train"]
-
-ORIGINAL = "original"  # beside the names of perturbations
 
 _logger = logging.getLogger(__name__)
 
@@ -135,20 +134,19 @@ def train(
         recipe=recipe,
         seed=seed,
         pretrained=start.path if start else None,
-        images=load_images(images.paths),
+        paths=images.paths,
+        images=store_images(images.paths, checkpoints / "images.bin"),
         labels=images.labels,
         checkpoints=checkpoints,
     )
-    pixels = np.stack([make_views(image) for image in run.images])
-    perturbed = load_transformed(images.paths, PERTURBATIONS, FAST_VIEWS)
-    measured = cross_validate(run, pixels, folds, n_measured_folds, perturbed, callback)
+    measured = cross_validate(run, folds, n_measured_folds, callback)
     learner = run.fit_all()
     minutes = (perf_counter() - began) / 60
 
     labels, groups = images.labels[measured.indices], images.groups[measured.indices]
     hashes = perceptual_hashes(images.paths)
     write_out_of_fold(out, measured.logits, images, measured.indices, hashes, measured.view_logits)
-    stored_logits, stored_change = _save_and_compare(learner, out, pixels)
+    stored_logits, stored_change = _save_and_compare(learner, out, run.images)
     temperature = round(fit_temperature(measured.logits, labels), 4)
     write_config(out, ModelConfig(name, recipe.architecture, temperature, asdict(recipe), seed))
     protocol = (
@@ -194,13 +192,13 @@ class TrainingRun:
     recipe: Recipe
     seed: int
     pretrained: Path | None
-    images: Images  # N
+    paths: tuple[Path, ...]  # of the N images
+    images: StoredArrays  # [h, w] each, as `io.image.content` returns them
     labels: NDArray[np.int64]  # [N]
     checkpoints: Path  # folder
 
     def fit_fold(
         self,
-        pixels: NDArray[np.float32],
         test_mask: NDArray[np.bool_],
         fold: int,
         n_folds: int,
@@ -208,10 +206,11 @@ class TrainingRun:
     ) -> tuple[Learner, list[EpochMetrics]]:
         """Fit on the images outside `test_mask` [N]; return the learner and its curve on those inside.
 
-        The curve is that of the first view in `pixels` [N, V, 128, 128].
+        The curve is that of the first view.
         """
         learner = self._build_learner()
-        test_features = compute_features(learner, pixels[test_mask, :1])
+        views = _stream_views(self.images, np.flatnonzero(test_mask), FAST_VIEWS)
+        test_features = StoredArrays(self.checkpoints / "held-out.bin", compute_features(learner, views))
         curve = LearningCurve(test_features, self.labels[test_mask], callback)
         title, checkpoint = f"fold {fold + 1} of {n_folds}", f"fold-{fold}.safetensors"
         return self._fit(learner, np.flatnonzero(~test_mask), title, checkpoint, [curve])
@@ -262,33 +261,32 @@ class CrossValidation:
 
 def cross_validate(
     run: TrainingRun,
-    pixels: NDArray[np.float32],
     folds: NDArray[np.int64],
     n_measured_folds: int,
-    perturbed: Mapping[str, NDArray[np.float32]] | None = None,
     callback: LiveCurve | None = None,
 ) -> CrossValidation:
     """For each of the first `n_measured_folds` of `folds` [N], fit on the others and score it.
 
-    `pixels` [N, V, 128, 128] are the views that are scored; `perturbed` holds further ones by name.
     `callback` is that of `train`.
     """
     n_folds = int(folds.max()) + 1
-    inputs = {ORIGINAL: pixels, **(perturbed or {})}
-    logits: dict[str, list[NDArray[np.float32]]] = {name: [] for name in inputs}
-    test_sets, histories = [], []
+    test_sets, view_logits, perturbed_logits, histories = [], [], [], []
     for fold in range(n_measured_folds):
-        test_mask = folds == fold
-        learner, history = run.fit_fold(pixels, test_mask, fold, n_folds, callback)
-        test_sets.append(np.flatnonzero(test_mask))
+        learner, history = run.fit_fold(folds == fold, fold, n_folds, callback)
         histories.append(history)
-        for name, views in inputs.items():
-            logits[name].append(compute_view_logits(learner, views[test_mask]))
-    joined = {name: np.concatenate(parts) for name, parts in logits.items()}
+        test_set = np.flatnonzero(folds == fold)
+        test_sets.append(test_set)
+        forward = pixels_to_logits(learner)
+        views = _stream_views(run.images, test_set)
+        view_logits.append(compute_view_logits(forward, views, len(VIEWS)))
+        paths = [run.paths[i] for i in test_set]
+        perturbed = stream_transformed(paths, list(PERTURBATIONS.values()), *FAST_VIEWS)
+        perturbed_logits.append(compute_view_logits(forward, perturbed, len(PERTURBATIONS)))
+    by_perturbation = np.concatenate(perturbed_logits).swapaxes(0, 1)
     return CrossValidation(
         indices=np.concatenate(test_sets),
-        view_logits=joined.pop(ORIGINAL),
-        perturbed_logits={name: views.mean(axis=1) for name, views in joined.items()},
+        view_logits=np.concatenate(view_logits),
+        perturbed_logits=dict(zip(PERTURBATIONS, by_perturbation, strict=True)),
         history=_mean_history(histories, [len(test_set) for test_set in test_sets]),
     )
 
@@ -307,18 +305,24 @@ def _mean_history(histories: Sequence[list[EpochMetrics]], sizes: Sequence[int])
     ]
 
 
+def _stream_views(
+    images: StoredArrays, indices: Iterable[int], views: Sequence[View] = VIEWS
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the model inputs float32 [V, 128, 128] of the images `indices`."""
+    return (make_views(images[i], views) for i in indices)
+
+
 def _save_and_compare(
-    learner: Learner, folder: Path, pixels: NDArray[np.float32]
+    learner: Learner, folder: Path, images: StoredArrays
 ) -> tuple[NDArray[np.float32], float]:
-    """Save the model; return its logits [N, 10] on `pixels` [N, V, 128, 128] and the change from saving it.
+    """Save the model; return its logits [N, 10] on the images and the change from saving it.
 
     The logits are means over the views. The change is the largest of a probability, in the first view.
     """
-    trained = softmax(compute_view_logits(learner, pixels[:, :1])[:, 0])
+    indices = range(len(images))
+    trained = compute_view_logits(pixels_to_logits(learner), _stream_views(images, indices, FAST_VIEWS), 1)
     learner.save(folder)
     forward = onnx.load(folder)
-    n, n_views, *size = pixels.shape
-    logits = in_chunks(lambda chunk: forward(chunk)[0], pixels.reshape(n * n_views, 1, *size))
-    view_logits = logits.reshape(n, n_views, -1)
-    change = float(np.abs(softmax(view_logits[:, 0]) - trained).max())
-    return view_logits.mean(axis=1), change
+    stored = compute_view_logits(lambda chunk: forward(chunk)[0], _stream_views(images, indices), len(VIEWS))
+    change = float(np.abs(softmax(stored[:, 0]) - softmax(trained[:, 0])).max())
+    return stored.mean(axis=1), change

@@ -9,9 +9,9 @@ from PIL import Image, ImageOps
 from fracture_lib.data.dataset import (
     assign_folds,
     load_dataset_folder,
-    load_images,
-    load_pixels,
-    load_transformed,
+    store_images,
+    stream_pixels,
+    stream_transformed,
 )
 from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.errors import InvalidArgument, InvalidData, UnknownLabel
@@ -128,7 +128,7 @@ def test_load_dataset_folder_reads_every_format_that_load_image_reads(tmp_path, 
         path.write_bytes(dicom(np.asarray(image)))
     images = load_dataset_folder(tmp_path)
     assert path in images.paths and len(images.paths) == 11
-    np.testing.assert_allclose(load_pixels([path])[0], preprocess(image), atol=0.15)
+    np.testing.assert_allclose(next(stream_pixels([path])), preprocess(image), atol=0.15)
 
 
 def test_load_dataset_folder_with_other_files_among_the_images_counts_them(tmp_path, caplog):
@@ -191,25 +191,25 @@ def test_load_dataset_folder_with_unknown_class_raises_unknown_label(dataset_fol
         load_dataset_folder(tmp_path)
 
 
-# load_images, load_pixels, load_transformed
+# store_images, stream_pixels, stream_transformed
 
 
-def test_load_images_returns_what_views_are_cut_from(dataset_folder):
+def test_store_images_keeps_what_views_are_cut_from(dataset_folder, tmp_path):
     images = load_dataset_folder(dataset_folder)
-    loaded = load_images(images.paths[:3])
-    assert len(loaded) == 3 and loaded[1].shape == (96, 64) and loaded[1].dtype == np.float32
-    np.testing.assert_array_equal(loaded[2], content(images.paths[2]))
+    stored = store_images(images.paths[:3], tmp_path / "images.bin")
+    assert len(stored) == 3 and stored[1].shape == (96, 64)
+    np.testing.assert_array_equal(stored[2], content(images.paths[2]))
 
 
-def test_load_pixels_returns_the_model_input_of_each_image(dataset_folder):
+def test_stream_pixels_yields_the_model_input_of_each_image(dataset_folder):
     paths = load_dataset_folder(dataset_folder).paths
-    pixels = load_pixels(paths)
+    pixels = np.stack([*stream_pixels(paths)])
     assert pixels.shape == (40, len(VIEWS), 128, 128) and pixels.dtype == np.float32
     np.testing.assert_array_equal(pixels[7], preprocess(paths[7]))
-    np.testing.assert_array_equal(load_pixels(paths, FAST_VIEWS), pixels[:, :1])
+    np.testing.assert_array_equal(np.stack([*stream_pixels(paths, FAST_VIEWS)]), pixels[:, :1])
 
 
-def test_load_transformed_applies_each_transform_at_full_size(dataset_folder):
+def test_stream_transformed_applies_each_transform_at_full_size(dataset_folder):
     shapes = set()
 
     def flip(image):
@@ -217,13 +217,13 @@ def test_load_transformed_applies_each_transform_at_full_size(dataset_folder):
         return image[::-1]
 
     paths = load_dataset_folder(dataset_folder).paths
-    pixels = load_transformed(paths, {"flip": flip, "same": lambda image: image}, (LETTERBOX,))
-    assert list(pixels) == ["flip", "same"] and shapes == {(96, 64)}
-    np.testing.assert_array_equal(pixels["same"], load_pixels(paths, (LETTERBOX,)))
-    np.testing.assert_allclose(pixels["flip"], pixels["same"][:, :, ::-1], atol=1e-6)
+    pixels = np.stack([*stream_transformed(paths, [flip, lambda image: image], LETTERBOX)])
+    assert pixels.shape == (40, 2, 128, 128) and shapes == {(96, 64)}
+    np.testing.assert_array_equal(pixels[:, [1]], np.stack([*stream_pixels(paths, [LETTERBOX])]))
+    np.testing.assert_allclose(pixels[:, 0], pixels[:, 1, ::-1], atol=1e-6)
 
 
-def test_load_pixels_counts_the_images_that_were_read_with_a_warning(dataset_folder, monkeypatch, caplog):
+def test_stream_pixels_counts_the_images_that_were_read_with_a_warning(dataset_folder, monkeypatch, caplog):
     calls = []
 
     def load(path):
@@ -233,7 +233,7 @@ def test_load_pixels_counts_the_images_that_were_read_with_a_warning(dataset_fol
 
     monkeypatch.setattr("fracture_lib.data.reading.load_image", load)
     images = load_dataset_folder(dataset_folder)
-    load_pixels(images.paths)
+    list(stream_pixels(images.paths))
     [record] = caplog.records
     assert record.getMessage() == (
         "Reading images: 10 of 40 images were read with a warning: First of 3 frames (10); "
@@ -241,12 +241,12 @@ def test_load_pixels_counts_the_images_that_were_read_with_a_warning(dataset_fol
     )
 
 
-def test_load_pixels_with_unreadable_image_names_it(tmp_path):
+def test_stream_pixels_with_unreadable_image_names_it(tmp_path):
     write_images(tmp_path, "{label}")
     images = load_dataset_folder(tmp_path)
     images.paths[3].write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(InvalidData, match=f"^{images.paths[3].name} cannot be read"):
-        load_pixels(images.paths)
+        list(stream_pixels(images.paths))
 
 
 # assign_folds

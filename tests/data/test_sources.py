@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pytest
 
-from fracture_lib.data.dataset import load_dataset_folder, load_pixels
+from fracture_lib.data.dataset import load_dataset_folder, stream_pixels
 from fracture_lib.data.sources import resolve_dataset
 from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.errors import InvalidData, UnknownLabel
@@ -82,7 +82,7 @@ def test_load_dataset_folder_of_hub_dataset_of_dicom_files_reads_them(hub):
     image = synthetic_radiograph("Spiral", width=64, height=96)
     data = parquet([{"image": dicom(np.asarray(image)), "label": "Spiral"}])
     hub.add("someone/dicom", {"data/train-00000.parquet": data}, kind="datasets")
-    pixels = load_pixels(load_dataset_folder("hf-hub:someone/dicom").paths)
+    pixels = np.stack([*stream_pixels(load_dataset_folder("hf-hub:someone/dicom").paths)])
     np.testing.assert_allclose(pixels[0], preprocess(image), atol=0.02)
 
 
@@ -102,7 +102,7 @@ def test_load_dataset_folder_of_hub_class_folders_reads_dicom_and_the_manifest(h
     images = load_dataset_folder(f"hf-hub:{repo}")
     assert images.labels.tolist() == [7, 7, 9, 9] and images.hub == repo
     assert images.grouped_by == "source_group" and images.groups.tolist() == [0, 1, 0, 1]
-    first, second, *_ = load_pixels(images.paths)
+    first, second, *_ = stream_pixels(images.paths)
     np.testing.assert_allclose(first, second, atol=0.02)
 
 
@@ -114,7 +114,7 @@ def test_resolve_dataset_with_image_folder_of_datasets_keeps_dicom_files(tmp_pat
     image.save(tmp_path / "b.png")
     rows = ["file_name,label", *(f"{name},Spiral" for name in names)]
     (tmp_path / "metadata.csv").write_text("\n".join(rows))
-    pixels = load_pixels(load_dataset_folder(tmp_path).paths)
+    pixels = np.stack([*stream_pixels(load_dataset_folder(tmp_path).paths)])
     assert len(pixels) == 3
     np.testing.assert_allclose(pixels, np.stack([preprocess(image)] * 3), atol=0.02)
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 from safetensors.numpy import load_file
 
-from fracture_lib.data.dataset import load_dataset_folder, load_pixels
+from fracture_lib.data.dataset import load_dataset_folder, stream_pixels
 from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.errors import InvalidArgument, InvalidData, UnknownModel
 from fracture_lib.evaluation.perturbations import PERTURBATIONS
@@ -112,7 +112,7 @@ def test_out_of_fold_report_of_bundled_logits_equals_the_bundled_report(name):
 def test_evaluate_scores_the_models_predictions(dataset_folder):
     report = evaluate("pytorch-cnn", dataset_folder, split="Train")
     images = load_dataset_folder(dataset_folder, "Train")
-    y_pred = read_model("pytorch-cnn").predict_proba(load_pixels(images.paths)).argmax(axis=1)
+    y_pred = read_model("pytorch-cnn").predict_proba(np.stack([*stream_pixels(images.paths)])).argmax(axis=1)
     assert report.accuracy.value == pytest.approx(np.mean(y_pred == images.labels), abs=1e-4)
     assert report.n == report.n_groups == 40
     assert (report.model, report.runtime, report.source) == ("pytorch-cnn", "onnx", "bundled weights")
@@ -181,7 +181,7 @@ def test_evaluate_model_whose_report_lacks_data_succeeds(model_folder, dataset_f
 
 def test_evaluate_in_batches_equals_one_batch(dataset_folder, monkeypatch):
     whole = evaluate("pytorch-cnn", dataset_folder)
-    monkeypatch.setattr("fracture_lib.evaluation.report.BATCH_SIZE", 7)
+    monkeypatch.setattr("fracture_lib.data.stored.CHUNK_SIZE", 7)
     assert evaluate("pytorch-cnn", dataset_folder) == whole
 
 

@@ -149,7 +149,7 @@ def test_pretrain_of_resnet50_tunes_its_last_stage_alone(
 def test_train_pretrains_first_and_resumes_after_it(
     tiny, fracatlas_folder, dataset_folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("fracture_lib.training.trainer.PERTURBATIONS", {})
+    monkeypatch.setattr("fracture_lib.training.trainer.PERTURBATIONS", {"same": lambda image: image})
     options = {"n_folds": 4, "n_measured_folds": 1, "recipe": tiny_recipe("pytorch-cnn", epochs=1)}
     options |= {"pretrain_on": fracatlas_folder, "keep_checkpoints": True}
     report = train("pytorch-cnn", dataset_folder, tmp_path / "out", **options)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fracture_lib.data.dataset import load_dataset_folder, load_pixels
+from fracture_lib.data.dataset import load_dataset_folder, stream_pixels
 from fracture_lib.data.duplicates import perceptual_hashes
 from fracture_lib.data.synthetic import synthetic_radiograph
 from fracture_lib.errors import InvalidArgument, InvalidData, InvalidModel, ModelUnavailable, UnknownModel
@@ -77,6 +77,8 @@ def test_train_fits_measured_folds_and_then_all_images(dataset_folder, tmp_path,
     assert [learner.n_steps for learner in learners] == [7 * 3, 7 * 3, 7 * 5]  # of 30, 30 and 40 images, by 8
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
         "run.json",
+        "images.bin",
+        "held-out.bin",
         "fold-0.safetensors",
         "fold-1.safetensors",
         "all.safetensors",
@@ -139,7 +141,9 @@ def test_train_writes_no_card(dataset_folder, tmp_path, learners):
 def test_train_scores_the_mean_of_the_views_out_of_fold(dataset_folder, tmp_path, learners):
     train_linear(dataset_folder, tmp_path, n_measured_folds=1)
     out_of_fold = read_out_of_fold(tmp_path)
-    pixels = load_pixels([load_dataset_folder(dataset_folder).paths[i] for i in out_of_fold.indices])
+    pixels = np.stack(
+        [*stream_pixels([load_dataset_folder(dataset_folder).paths[i] for i in out_of_fold.indices])]
+    )
     views = np.stack([learners[0].logits(pixels[:, [v]]) for v in range(pixels.shape[1])])
     np.testing.assert_allclose(out_of_fold.logits, views.mean(axis=0), rtol=1e-4, atol=1e-5)
 
@@ -147,7 +151,7 @@ def test_train_scores_the_mean_of_the_views_out_of_fold(dataset_folder, tmp_path
 def test_train_reports_the_accuracy_of_what_it_wrote_on_its_images(dataset_folder, tmp_path, learners):
     report = train_linear(dataset_folder, tmp_path, n_measured_folds=1)
     images = load_dataset_folder(dataset_folder)
-    y_pred = read_model(tmp_path).predict_proba(load_pixels(images.paths)).argmax(axis=1)
+    y_pred = read_model(tmp_path).predict_proba(np.stack([*stream_pixels(images.paths)])).argmax(axis=1)
     assert report.training.train_accuracy == pytest.approx(np.mean(y_pred == images.labels), abs=1e-4)
 
 
@@ -312,7 +316,7 @@ train("tensorflow-cnn", {str(dataset_folder)!r}, {str(tmp_path)!r}, n_folds=4, n
 def test_train_resnet50_on_cached_features_writes_a_model_that_loads_in_both_runtimes(
     dataset_folder, tmp_path, pixels, monkeypatch
 ):
-    monkeypatch.setattr("fracture_lib.training.trainer.PERTURBATIONS", {})  # they take half of the time
+    monkeypatch.setattr("fracture_lib.training.trainer.PERTURBATIONS", {"same": lambda image: image})  # fast
     write_random_resnet50(tmp_path / "weights.safetensors")
     recipe = replace(RECIPES["resnet50"], epochs=1, batch_size=30, learning_rate=1e-6, n_cached_views=1)
     report = train(
