@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from fracture_lib.cli.options import DATA_NOTE, Commands, Parser, add_command, add_group, positive_int
@@ -64,7 +65,11 @@ def _add_dataset(commands: Commands) -> None:
         "dataset",
         run_dataset,
         description="Publish labelled images as a dataset with grouped splits.",
-        notes=[DATA_NOTE],
+        notes=[
+            DATA_NOTE,
+            "The Parquet files, of about 100 MB each, are first written to the temporary folder; the "
+            "environment variable TMPDIR names another.",
+        ],
         examples=["fracture push dataset --data DIR --split Train --repo OWNER/NAME --private"],
         extra="hub",
     )
@@ -87,7 +92,8 @@ def run_dataset(options: argparse.Namespace) -> int:
     from fracture_lib.publishing.push import collect_dataset_files
 
     images = load_dataset_folder(options.data, options.split)
-    return _push(options, collect_dataset_files(images, options.n_folds), "dataset")
+    with TemporaryDirectory() as folder:
+        return _push(options, collect_dataset_files(images, Path(folder), options.n_folds), "dataset")
 
 
 def _add_space(commands: Commands) -> None:

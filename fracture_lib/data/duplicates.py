@@ -37,7 +37,8 @@ def near_duplicate_groups(paths: Sequence[Path]) -> NDArray[np.int64]:
 
 def perceptual_hashes(paths: Sequence[Path]) -> NDArray[np.uint8]:
     """Return uint8 [N, 8]: the 64 bits of each image's perceptual hash. Raises InvalidData."""
-    return _hash_all(paths)[:, :1].copy().view(np.uint8)
+    hashes = map_images(lambda image: _hash(_to_pillow(image)), paths, "comparing images")
+    return np.array(list(hashes), np.uint64)[:, None].view(np.uint8)
 
 
 def have_near_duplicates(paths: Sequence[Path], others: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -65,11 +66,17 @@ def _hash_all(paths: Sequence[Path]) -> NDArray[np.uint64]:
     return hashes
 
 
-def _hash_views(image: LoadedImage) -> NDArray[np.uint64]:
-    """Return uint64 [8]: the perceptual hash of each mirrored and turned view, the image itself first."""
+def _hash_views(image: LoadedImage) -> list[np.uint64]:
+    """Return the perceptual hashes of the eight mirrored and turned views, the image itself first."""
+    original = _to_pillow(image)
+    return [_hash(original), *(_hash(original.transpose(method)) for method in Image.Transpose)]
+
+
+def _to_pillow(image: LoadedImage) -> Image.Image:
+    return Image.fromarray((255 * image.pixels).astype(np.uint8))
+
+
+def _hash(image: Image.Image) -> np.uint64:
     import imagehash
 
-    original = Image.fromarray((255 * image.pixels).astype(np.uint8))
-    views = [original, *(original.transpose(method) for method in Image.Transpose)]
-    bits = np.array([imagehash.phash(view).hash.ravel() for view in views])
-    return np.packbits(bits, axis=1).view(np.uint64)[:, 0]
+    return np.packbits(imagehash.phash(image).hash).view(np.uint64)[0]

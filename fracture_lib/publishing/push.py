@@ -64,6 +64,7 @@ REPLACED_FILES: dict[RepoKind, Sequence[str]] = {
     "dataset": ["data/*.parquet"],
     "space": ["fracture_lib/*"],
 }
+SHARD_SIZE = 100_000_000  # bytes of images in a Parquet file, about: memory holds one at a time
 TIMEOUT = 10  # seconds to wait for the Hub before a push
 ADVICE_BY_STATUS = {
     401: "Log in with `hf auth login`, or set HF_TOKEN to a token with write access.",
@@ -106,8 +107,8 @@ def _collect_detector_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
     return {**files, "README.md": render_card(folder, repo).encode()}
 
 
-def collect_dataset_files(images: LabelledImages, n_folds: int = 5) -> dict[str, Path | bytes]:
-    """Return the files to push for a dataset of `images`: Parquet files and a card.
+def collect_dataset_files(images: LabelledImages, folder: Path, n_folds: int = 5) -> dict[str, Path | bytes]:
+    """Return the files to push for a dataset of `images`: a card, and Parquet files written to `folder`.
 
     Fold 0 of `n_folds` is the split "validation", the others are "train"; groups stay whole. Raises
     InvalidArgument or InvalidData if the images do not allow that many folds.
@@ -123,22 +124,25 @@ def collect_dataset_files(images: LabelledImages, n_folds: int = 5) -> dict[str,
         }
     )
     folds = assign_folds(images, n_folds)
+    sizes = np.array([path.stat().st_size for path in images.paths])
     files: dict[str, Path | bytes] = {}
     splits = {}
     for split, mask in (("train", folds > 0), ("validation", folds == 0)):
-        rows = [
-            {
-                "image": {"bytes": images.paths[i].read_bytes(), "path": images.paths[i].name},
-                "label": int(images.labels[i]),
-                "source_group": int(images.groups[i]),
-                "fold": int(folds[i]),
-            }
-            for i in np.flatnonzero(mask)
-        ]
-        parquet = io.BytesIO()
-        Dataset.from_list(rows, features).to_parquet(parquet)
-        files[f"data/{split}-00000-of-00001.parquet"] = parquet.getvalue()
-        splits[split] = len(rows)
+        n_shards = int(sizes[mask].sum()) // SHARD_SIZE + 1
+        for shard, indices in enumerate(np.array_split(np.flatnonzero(mask), n_shards)):
+            rows = [
+                {
+                    "image": {"bytes": images.paths[i].read_bytes(), "path": images.paths[i].name},
+                    "label": int(images.labels[i]),
+                    "source_group": int(images.groups[i]),
+                    "fold": int(folds[i]),
+                }
+                for i in indices
+            ]
+            name = f"{split}-{shard:05d}-of-{n_shards:05d}.parquet"
+            Dataset.from_list(rows, features).to_parquet(folder / name)
+            files[f"data/{name}"] = folder / name
+        splits[split] = int(mask.sum())
     return {**files, "README.md": render_dataset_card(images, splits).encode()}
 
 

@@ -292,10 +292,10 @@ def test_transformers_auto_classes_load_and_push_the_model(hub, pixels):
 
 
 @pytest.fixture(scope="module")
-def pushed_dataset(dataset_folder):
+def pushed_dataset(dataset_folder, tmp_path_factory):
     """The name of a Hub dataset of `dataset_folder`, with four folds."""
-    repo = "someone/radiographs"
-    push_to_hub(collect_dataset_files(load_dataset_folder(dataset_folder), 4), repo, "dataset")
+    repo, shards = "someone/radiographs", tmp_path_factory.mktemp("shards")
+    push_to_hub(collect_dataset_files(load_dataset_folder(dataset_folder), shards, 4), repo, "dataset")
     return repo
 
 
@@ -321,10 +321,10 @@ def test_pushed_dataset_has_a_card(pushed_dataset, dataset_folder):
     assert load_dataset_folder(dataset_folder).fingerprint in card.text
 
 
-def test_push_dataset_deletes_the_parquet_files_of_an_earlier_push(hub, dataset_folder):
+def test_push_dataset_deletes_the_parquet_files_of_an_earlier_push(hub, dataset_folder, tmp_path):
     repo = "someone/smaller"
     hub.add(repo, {"data/train-00001-of-00002.parquet": b"old", "notes.md": b"mine"}, kind="datasets")
-    push_to_hub(collect_dataset_files(load_dataset_folder(dataset_folder), 4), repo, "dataset")
+    push_to_hub(collect_dataset_files(load_dataset_folder(dataset_folder), tmp_path, 4), repo, "dataset")
     assert set(hub.files(repo, kind="datasets")) == {
         "README.md",
         "notes.md",
@@ -333,9 +333,23 @@ def test_push_dataset_deletes_the_parquet_files_of_an_earlier_push(hub, dataset_
     }
 
 
-def test_collect_dataset_files_with_too_many_folds_raises_invalid_argument(dataset_folder):
+def test_pushed_dataset_in_several_shards_loads_as_the_same_images(
+    hub, dataset_folder, tmp_path, monkeypatch
+):
+    images = load_dataset_folder(dataset_folder)
+    total = sum(path.stat().st_size for path in images.paths)
+    monkeypatch.setattr("fracture_lib.publishing.push.SHARD_SIZE", total // 4)
+    files = collect_dataset_files(images, tmp_path, 4)
+    assert [name for name in files if "train" in name] == [
+        f"data/train-0000{shard}-of-00004.parquet" for shard in range(4)
+    ]
+    push_to_hub(files, "someone/shards", "dataset")
+    assert load_dataset_folder("hf-hub:someone/shards").fingerprint == images.fingerprint
+
+
+def test_collect_dataset_files_with_too_many_folds_raises_invalid_argument(dataset_folder, tmp_path):
     with pytest.raises(InvalidArgument, match="n_folds is 100"):
-        collect_dataset_files(load_dataset_folder(dataset_folder), 100)
+        collect_dataset_files(load_dataset_folder(dataset_folder), tmp_path, 100)
 
 
 # The Space
