@@ -35,7 +35,8 @@ class FractureResult:
     probability: float  # of a visible fracture, calibrated
     # float32 [32, 32] over the whole image: the probability of a fracture at each place, not calibrated
     heatmap: NDArray[np.float32] = field(compare=False, repr=False)
-    missed: float | None  # share of fractured images with the outcome "none"; None if it was not measured
+    # Share of fractured images with the outcome "none", in the source where it is highest; None: not measured
+    missed: float | None
 
     @property
     def message(self) -> str:
@@ -62,7 +63,7 @@ def to_fracture_result(
         to_outcome(output.probability, report.thresholds),
         output.probability,
         project_heatmap(output.heatmap, shape),
-        report.missed.value,
+        report.highest_missed,
     )
 
 

@@ -378,3 +378,9 @@ class DetectorReport(_Stored):
     localization: dict[str, Localization]  # of the detector and of the type models
     data: DataSummary | None = None
     training_minutes: float | None = None
+
+    @property
+    def highest_missed(self) -> float | None:
+        """Share of the fractured images with the outcome "none", out of fold or in the other source."""
+        missed, elsewhere = self.missed.value, self.external.get("all")
+        return missed if missed is None or elsewhere is None else max(missed, elsewhere.none)

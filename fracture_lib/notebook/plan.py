@@ -11,10 +11,10 @@ from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fracture_lib.data.dataset import LabelledImages, load_dataset_folder, load_images
+from fracture_lib.data.dataset import LabelledImages, load_dataset_folder, store_images
 from fracture_lib.data.manifest import MANIFEST
+from fracture_lib.data.stored import StoredArrays
 from fracture_lib.labels import CLASSES, ID2LABEL
 from fracture_lib.registry import MODELS
 from fracture_lib.training.callbacks import Callback, FitState
@@ -124,8 +124,10 @@ def find_held_out(data: str | Path, trained: LabelledImages) -> HeldOut:
 def time_models(names: Iterable[str], images: LabelledImages) -> dict[str, Timing]:
     """Train each model for a few seconds, on some of `images`, and return how fast this machine is."""
     step = max(1, len(images.paths) // N_TIMED_IMAGES)
-    sample = load_images(images.paths[::step][:N_TIMED_IMAGES])
-    return {name: _time_model(name, sample) for name in dict.fromkeys(names)}
+    paths = images.paths[::step][:N_TIMED_IMAGES]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        sample = store_images(paths, Path(folder) / "images.bin")
+        return {name: _time_model(name, sample, Path(folder)) for name in dict.fromkeys(names)}
 
 
 class _Stopwatch(Callback):
@@ -136,16 +138,15 @@ class _Stopwatch(Callback):
         self.times.append(perf_counter())
 
 
-def _time_model(name: str, sample: Sequence[NDArray[np.float32]]) -> Timing:
+def _time_model(name: str, sample: StoredArrays, folder: Path) -> Timing:
     """Train on `sample` for three epochs, of which the last counts: the first ones compile and warm up."""
     n, recipe = len(sample), RECIPES[name]
     recipe = replace(recipe, epochs=3, n_cached_views=min(1, recipe.n_cached_views))
     start, watch = find_weights(MODELS[name].pretrained), _Stopwatch()
     learner = build_learner(name, recipe, 0, start.path if start else None)
     targets = np.eye(len(CLASSES), dtype=np.float32)[np.arange(n) % len(CLASSES)]
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        began = perf_counter()
-        sampler = make_sampler(learner, recipe, sample, 0, Path(folder) / "views.npy")
-        view = perf_counter() - began
-        fit(learner, sampler, targets, np.arange(n), recipe, 0, [watch], name)
+    began = perf_counter()
+    sampler = make_sampler(learner, recipe, sample, 0, folder / f"{name}.npy")
+    view = perf_counter() - began
+    fit(learner, sampler, targets, np.arange(n), recipe, 0, [watch], name)
     return Timing((watch.times[-1] - watch.times[-2]) / n, view / n)

@@ -6,7 +6,7 @@ images -> for each fold: fit on random views of the others -> out-of-fold logits
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from fracture_lib.data.fracatlas import FracAtlas, boxes_inside, load_fracatlas
 from fracture_lib.data.reading import map_images
+from fracture_lib.data.stored import StoredArrays
 from fracture_lib.errors import InvalidArgument, InvalidData
 from fracture_lib.evaluation.detector import measure_detector, measure_external
 from fracture_lib.evaluation.localization import (
@@ -121,7 +122,7 @@ def train_detector(
     }
     check_same_run(checkpoints / "run.json", settings)
     began = perf_counter()
-    run = prepare(data, start.path, recipe, seed)
+    run = prepare(data, checkpoints, start.path, recipe, seed)
     logits, maps = _cross_validate(run, folds, checkpoints)
     learner = run.fit(np.ones(len(folds), np.bool_), checkpoints / "all.safetensors", "all images")
     minutes = (perf_counter() - began) / 60
@@ -187,13 +188,13 @@ def _localize_overlays(images: BoxedImages, n: int | None) -> dict[str, Localiza
 
 @dataclass(frozen=True, eq=False)
 class DetectorRun:
-    """N images in memory, and what their fits share."""
+    """What the fits on N images share."""
 
     atlas: FracAtlas
     recipe: DetectorRecipe
     seed: int
     pretrained: Path
-    images: Sequence[NDArray[np.float16]]  # N of [h, w], what views are cut from
+    images: StoredArrays  # N of [h, w], what views are cut from
     boxes: Sequence[NDArray[np.float32]]  # N of [K, 4], on these, in 0..1
 
     def fit(self, train: NDArray[np.bool_], path: Path, title: str) -> "DetectorLearner":
@@ -233,7 +234,7 @@ class DetectorRun:
         self, i: int, rng: np.random.Generator
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], bool]:
         """Return a view [256, 256] of image i, the share of each place in a box, and if a fracture shows."""
-        image, strength = self.images[i].astype(np.float32), self.recipe.augmentation
+        image, strength = self.images[i], self.recipe.augmentation
         affine = random_affine(image.shape, strength, rng, DETECTOR_SIZE)
         view = change_tones(warp(image, affine, DETECTOR_SIZE), strength, rng)
         if not len(self.boxes[i]):
@@ -251,23 +252,26 @@ class DetectorRun:
         """Return the logits [M], maps [M, 16, 16] and embeddings [M, D] of the images `chosen` [N]."""
         indices = np.flatnonzero(chosen)
         parts = [
-            learner.predict(
-                np.concatenate([make_detector_input(self.images[i].astype(np.float32)) for i in chunk])
-            )
+            learner.predict(np.concatenate([make_detector_input(self.images[i]) for i in chunk]))
             for chunk in np.array_split(indices, max(1, len(indices) // 64))
         ]
         return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
-def prepare(data: str | Path, pretrained: Path, recipe: DetectorRecipe, seed: int) -> DetectorRun:
-    """Read the images of a FracAtlas folder. Raises InvalidData."""
+def prepare(
+    data: str | Path, folder: Path, pretrained: Path, recipe: DetectorRecipe, seed: int
+) -> DetectorRun:
+    """Read the images of a FracAtlas folder into a file in `folder`. Raises InvalidData."""
     atlas = load_fracatlas(data)
-    images, boxes = [], []
-    read = map_images(_read_content, atlas.paths, "images")
-    for (pixels, shape, frame), image_boxes in zip(read, atlas.boxes, strict=True):
-        images.append(pixels.astype(np.float16))
-        boxes.append(boxes_inside(image_boxes, shape, frame))
-    return DetectorRun(atlas, recipe, seed, pretrained, images, boxes)
+    boxes = []
+
+    def read() -> Iterator[NDArray[np.float32]]:
+        images = map_images(_read_content, atlas.paths, "reading images")
+        for (pixels, shape, frame), image_boxes in zip(images, atlas.boxes, strict=True):
+            boxes.append(boxes_inside(image_boxes, shape, frame))
+            yield pixels
+
+    return DetectorRun(atlas, recipe, seed, pretrained, StoredArrays(folder / "images.bin", read()), boxes)
 
 
 def _read_content(

@@ -10,7 +10,7 @@ from fracture_lib.inference import pipeline as pipeline_module
 from fracture_lib.inference.fracture import FractureResult, to_fracture_result, to_outcome
 from fracture_lib.io.image import load_image, trim
 from fracture_lib.models.detector import Detector, DetectorOutput, read_detector, sigmoid
-from fracture_lib.models.report import DetectorThresholds, Interval
+from fracture_lib.models.report import DetectorThresholds, Interval, OutcomeRates
 
 THRESHOLDS = DetectorThresholds(visible=0.6, none=0.1)
 NO_HEAT = np.zeros((32, 32), np.float32)
@@ -68,11 +68,20 @@ def test_to_dict_holds_outcome_probability_and_message():
     assert result.to_dict() == {"outcome": "visible", "probability": 0.82, "message": result.message}
 
 
-def test_result_states_the_share_of_fractures_that_the_report_says_are_missed():
-    report = replace(read_detector().report, thresholds=THRESHOLDS, missed=Interval(0.07, None, None))
+@pytest.mark.parametrize(
+    ("elsewhere", "stated"),
+    [
+        ({}, 0.07),
+        ({"all": OutcomeRates(100, 0.8, 0.18, 0.02)}, 0.07),
+        ({"all": OutcomeRates(100, 0.8, 0.11, 0.09), "Spiral": OutcomeRates(10, 0.8, 0.0, 0.2)}, 0.09),
+    ],
+)
+def test_result_states_the_larger_share_of_fractures_that_are_missed(elsewhere, stated):
+    missed = Interval(0.07, None, None)
+    report = replace(read_detector().report, thresholds=THRESHOLDS, missed=missed, external=elsewhere)
     output = DetectorOutput(-3.0, 0.05, np.zeros((1, 16, 16), np.float32), np.zeros(512, np.float32), 1.0)
     result = to_fracture_result(output, report, (300, 200))
-    assert (result.outcome, result.missed) == ("none", 0.07)
+    assert (result.outcome, result.missed) == ("none", stated)
 
 
 # Heatmap

@@ -112,7 +112,7 @@ STILL = Augmentation(
 
 
 def fit_on_all(root, pretrained, folder, **changes):
-    run = prepare(root, pretrained, replace(TINY_DETECTOR_RECIPE, **changes), seed=0)
+    run = prepare(root, folder, pretrained, replace(TINY_DETECTOR_RECIPE, **changes), seed=0)
     run.fit(np.ones(len(run.images), np.bool_), folder / "all.safetensors", "all images")
 
 
@@ -139,7 +139,7 @@ def test_prepare_moves_boxes_into_what_is_left_inside_the_borders(fracatlas_fold
     framed = Image.new("L", (64, 192), 255)
     framed.paste(Image.open(path), (0, 96))
     framed.save(path)
-    run = prepare(root, pretrained, TINY_DETECTOR_RECIPE, seed=0)
+    run = prepare(root, tmp_path, pretrained, TINY_DETECTOR_RECIPE, seed=0)
     assert run.images[0].shape == (96, 64)
     # The box spans rows 77 to 115 of 192: the first fifth of the 96 that are left.
     np.testing.assert_allclose(run.boxes[0][0, [1, 3]], [0, 0.2], atol=0.01)
