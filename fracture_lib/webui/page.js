@@ -1,20 +1,21 @@
 () => {
   // Keep the state of the page in its address, so that it can be shared and survives a reload. A tab is a step
-  // to go back from; the first one has no name there.
+  // to go back from; the first one has no name there. Return whether the address has changed.
   window.setQuery = (name, value) => {
     const url = new URL(location);
     const old = url.searchParams.get(name) ?? (name === "tab" ? "single" : null);
-    if (old === String(value)) return;
+    if (old === String(value)) return false;
     if (name === "tab" && value === "single") url.searchParams.delete(name);
     else url.searchParams.set(name, value);
     if (name === "tab") history.pushState(history.state, "", url);
     else history.replaceState(history.state, "", url);
+    return true;
   };
   const tab = (name) => document.querySelector(`[role=tab][data-tab-id="${CSS.escape(name)}"]`);
   const open = (name) => tab(name)?.click();
   // If what had the focus, such as a button that leads here, is hidden now, move the focus to the tab.
   window.showTab = (name) => {
-    setQuery("tab", name);
+    if (!setQuery("tab", name)) return; // Gradio also tells of the tab that it opens at first
     setTimeout(() => document.activeElement === document.body && tab(name)?.focus({ preventScroll: true }), 100);
   };
   addEventListener("popstate", () => open(new URL(location).searchParams.get("tab") ?? "single"));

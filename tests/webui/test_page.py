@@ -168,6 +168,7 @@ def test_first_view_needs_no_scrolling_and_answers_nothing(visit, size):
         box = page.locator(selector).bounding_box()
         assert box and box["y"] + box["height"] <= size["height"], selector
     expect_start(page)
+    assert page.evaluate("document.activeElement === document.body")
     assert page.foreign_requests == []
 
 
