@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fracture_lib.data.dataset import LabelledImages, assign_folds
 from fracture_lib.data.synthetic import synthetic_radiograph
@@ -113,6 +114,24 @@ def collect_dataset_files(images: LabelledImages, folder: Path, n_folds: int = 5
     Fold 0 of `n_folds` is the split "validation", the others are "train"; groups stay whole. Raises
     InvalidArgument or InvalidData if the images do not allow that many folds.
     """
+    folds = assign_folds(images, n_folds)
+    sizes = np.array([path.stat().st_size for path in images.paths])
+    files: dict[str, Path | bytes] = {}
+    splits = {}
+    for split, mask in (("train", folds > 0), ("validation", folds == 0)):
+        n_shards = int(sizes[mask].sum()) // SHARD_SIZE + 1
+        for shard, indices in enumerate(np.array_split(np.flatnonzero(mask), n_shards)):
+            name = f"{split}-{shard:05d}-of-{n_shards:05d}.parquet"
+            _write_shard(folder / name, images, folds, indices)
+            files[f"data/{name}"] = folder / name
+        splits[split] = int(mask.sum())
+    return {**files, "README.md": render_dataset_card(images, splits).encode()}
+
+
+def _write_shard(
+    path: Path, images: LabelledImages, folds: NDArray[np.int64], indices: NDArray[np.int64]
+) -> None:
+    """Write the images `indices` to a Parquet file."""
     from datasets import ClassLabel, Dataset, Features, Image, Value
 
     features = Features(
@@ -123,27 +142,16 @@ def collect_dataset_files(images: LabelledImages, folder: Path, n_folds: int = 5
             "fold": Value("int64"),
         }
     )
-    folds = assign_folds(images, n_folds)
-    sizes = np.array([path.stat().st_size for path in images.paths])
-    files: dict[str, Path | bytes] = {}
-    splits = {}
-    for split, mask in (("train", folds > 0), ("validation", folds == 0)):
-        n_shards = int(sizes[mask].sum()) // SHARD_SIZE + 1
-        for shard, indices in enumerate(np.array_split(np.flatnonzero(mask), n_shards)):
-            rows = [
-                {
-                    "image": {"bytes": images.paths[i].read_bytes(), "path": images.paths[i].name},
-                    "label": int(images.labels[i]),
-                    "source_group": int(images.groups[i]),
-                    "fold": int(folds[i]),
-                }
-                for i in indices
-            ]
-            name = f"{split}-{shard:05d}-of-{n_shards:05d}.parquet"
-            Dataset.from_list(rows, features).to_parquet(folder / name)
-            files[f"data/{name}"] = folder / name
-        splits[split] = int(mask.sum())
-    return {**files, "README.md": render_dataset_card(images, splits).encode()}
+    rows = [
+        {
+            "image": {"bytes": images.paths[i].read_bytes(), "path": images.paths[i].name},
+            "label": int(images.labels[i]),
+            "source_group": int(images.groups[i]),
+            "fold": int(folds[i]),
+        }
+        for i in indices
+    ]
+    Dataset.from_list(rows, features).to_parquet(path)
 
 
 def collect_space_files(
