@@ -1,8 +1,8 @@
 """A folder of Parquet shards with one row per image, which a run that was killed resumes.
 
 `_index.parquet` lists the images, row group k those of shard k, and holds the settings. `part-00000.parquet`
-and so on are written whole or not at all, so a shard that exists is done. Tools that read a folder of Parquet
-files leave out names that begin with "_" or ".".
+and so on are written whole or not at all, so a shard that can be read is done. Tools that read a folder of
+Parquet files leave out names that begin with "_" or ".".
 """
 
 import hashlib
@@ -63,7 +63,11 @@ class Shards:
         return [number for number in range(self.n_shards) if not self.is_written(number)]
 
     def is_written(self, number: int) -> bool:
-        return self._path(number).exists()
+        """Return whether a shard is there and whole; one damaged since then is not."""
+        try:
+            return bool(pq.read_metadata(self._path(number)).num_rows == self.n_rows(number))
+        except (OSError, pa.ArrowInvalid):
+            return False
 
     def images(self, number: int) -> list[SourceImage]:
         """Return the images of a shard, in order."""
@@ -104,11 +108,11 @@ def open_shards(folder: Path, settings: Settings) -> Shards:
     """List the source and return its shards in a folder, which is made or holds those of an earlier run.
 
     Raises InvalidArgument if the earlier run had other settings or images, or if the folder holds other
-    files, InvalidImage if there is no image, and what `list_images` raises.
+    files or a damaged index, InvalidImage if there is no image, and what `list_images` raises.
     """
     index = folder / INDEX
     if index.exists():
-        _check_settings(folder, pq.read_metadata(index).metadata, settings)
+        _check_settings(folder, settings)
     elif folder.exists() and any(not path.name.startswith(f".{INDEX}") for path in folder.iterdir()):
         raise InvalidArgument(f"{folder} holds other files. Choose a new folder for --out.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +129,11 @@ def open_shards(folder: Path, settings: Settings) -> Shards:
     return Shards(folder, settings, metadata.num_rows, n_left_out, metadata.num_row_groups)
 
 
-def _check_settings(folder: Path, metadata: Mapping[bytes, bytes], settings: Settings) -> None:
+def _check_settings(folder: Path, settings: Settings) -> None:
+    try:
+        metadata = pq.read_metadata(folder / INDEX).metadata
+    except pa.ArrowInvalid as error:
+        raise InvalidArgument(f"{folder / INDEX} is damaged. Choose a new folder for --out.") from error
     earlier = json.loads(metadata.get(METADATA, b"{}"))
     changed = [name for name, value in asdict(settings).items() if earlier.get(name) != value]
     if changed:

@@ -146,6 +146,30 @@ def test_out_after_a_kill_has_every_image_once_and_keeps_what_was_written(tmp_pa
     assert "120 images: 120 answered." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("n_bytes", [0, 500])
+def test_out_with_a_damaged_part_classifies_it_again(scans, tmp_path, n_bytes):
+    out = tmp_path / "results"
+    arguments = [scans, "--out", out, *ONE_MODEL, "--shard-size", 5]
+    predict(*arguments)
+    before = rows(out)
+    damaged = parts(out)[1]
+    kept = {path: path.stat().st_mtime_ns for path in parts(out) if path != damaged}
+    os.truncate(damaged, n_bytes)  # as a full disk or a broken copy may leave
+    assert predict(*arguments) == 1
+    assert [row["image"] for row in rows(out)] == [row["image"] for row in before]
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_out_with_a_damaged_index_is_wrong_usage_and_left_alone(scans, tmp_path, capsys):
+    out = tmp_path / "results"
+    predict(scans, "--out", out, *ONE_MODEL)
+    before = rows(out)
+    os.truncate(out / "_index.parquet", 300)
+    assert predict(scans, "--out", out, *ONE_MODEL) == 2
+    assert "_index.parquet is damaged. Choose a new folder for --out." in capsys.readouterr().err
+    assert rows(out) == before
+
+
 @pytest.mark.skipif(os.name == "nt", reason="another signal there")
 def test_out_that_is_interrupted_tells_how_to_resume(tmp_path, scans):
     process = subprocess.Popen(
