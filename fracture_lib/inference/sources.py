@@ -82,7 +82,8 @@ def _read_list(path: Path) -> Iterator[tuple[str, str]]:
     """Yield the files that a list names, one a line; relative paths are those of the current folder."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for line in lines:
-            if name := line.rstrip("\r\n"):
+            if line.strip():
+                name = line.rstrip("\r\n")
                 yield name, name if _ADDRESS.match(name) else str(Path(name).absolute())
 
 
@@ -144,10 +145,11 @@ def _images_in(name: str, address: str) -> Iterator[SourceImage | None]:
             yield None
         for row in range(first_rows[-1] if first_rows else 0):
             yield SourceImage(f"{name}/{row}", address, row)
-    elif suffix in IMAGE_SUFFIXES or could_be_image(name, _read_head(address)):
+    elif suffix in IMAGE_SUFFIXES:
         yield SourceImage(name, address)
     else:
-        yield None
+        head = _read_head(address)
+        yield SourceImage(name, address) if head is None or could_be_image(name, head) else None
 
 
 def read_image(image: SourceImage) -> bytes:

@@ -84,10 +84,10 @@ def test_zip_may_be_larger_than_an_upload(tmp_path, monkeypatch):
 def test_list_names_paths_of_the_current_folder_and_addresses(tmp_path, monkeypatch):
     monkeypatch.chdir(write(tmp_path, {"scans/a.png": PNG}))
     fsspec.filesystem("memory").pipe("/listed.png", PNG)
-    lines = ["scans/a.png", "", "memory://listed.png", "gone.png", "scans"]
+    lines = ["scans/a.png", "", " ", "memory://listed.png", "gone.png", "gone.png ", "gone.v2", "scans"]
     Path("list.txt").write_text("\r\n".join(lines), encoding="utf-8-sig")
     images = list(list_images("list.txt"))
-    assert [image.name for image in images] == [line for line in lines if line]
+    assert [image.name for image in images] == [line for line in lines if line.strip()]
     assert read_image(images[0]) == read_image(images[1]) == PNG
     for image in images[2:]:
         with pytest.raises(InvalidImage, match="Cannot open the file"):
