@@ -5,6 +5,7 @@ pattern that fsspec knows, such as "s3://bucket/scans" or "scans/**/*.dcm". File
 archives, and Parquet files with a column `image`, as `datasets` writes them.
 """
 
+import codecs
 import errno
 import os
 import re
@@ -80,7 +81,9 @@ def _list_files(source: str) -> Iterator[tuple[str, str]]:
 
 def _read_list(path: Path) -> Iterator[tuple[str, str]]:
     """Yield the files that a list names, one a line; relative paths are those of the current folder."""
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+    with path.open("rb") as file:
+        is_utf_16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as Windows PowerShell writes
+    with path.open(encoding="utf-16" if is_utf_16 else "utf-8-sig", errors="surrogateescape") as lines:
         for line in lines:
             if line.strip():
                 name = line.rstrip("\r\n")

@@ -81,11 +81,12 @@ def test_zip_may_be_larger_than_an_upload(tmp_path, monkeypatch):
     assert len(read_all(write_zip(tmp_path / "x.zip", {"1.png": PNG}))[0]) == 1
 
 
-def test_list_names_paths_of_the_current_folder_and_addresses(tmp_path, monkeypatch):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_list_names_paths_of_the_current_folder_and_addresses(tmp_path, monkeypatch, encoding):
     monkeypatch.chdir(write(tmp_path, {"scans/a.png": PNG}))
     fsspec.filesystem("memory").pipe("/listed.png", PNG)
     lines = ["scans/a.png", "", " ", "memory://listed.png", "gone.png", "gone.png ", "gone.v2", "scans"]
-    Path("list.txt").write_text("\r\n".join(lines), encoding="utf-8-sig")
+    Path("list.txt").write_text("\r\n".join(lines), encoding=encoding)
     images = list(list_images("list.txt"))
     assert [image.name for image in images] == [line for line in lines if line.strip()]
     assert read_image(images[0]) == read_image(images[1]) == PNG
