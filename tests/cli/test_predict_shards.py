@@ -172,8 +172,10 @@ def test_out_with_a_damaged_index_is_wrong_usage_and_left_alone(scans, tmp_path,
 
 @pytest.mark.skipif(os.name == "nt", reason="another signal there")
 def test_out_that_is_interrupted_tells_how_to_resume(tmp_path, scans):
+    many = tmp_path / "many.txt"  # minutes of work
+    many.write_text(f"{scans / '00.png'}\n" * 5000, encoding="utf-8")
     process = subprocess.Popen(
-        [sys.executable, "-m", "fracture_lib", "predict", scans, "--out", tmp_path / "results", *ONE_MODEL],
+        [sys.executable, "-m", "fracture_lib", "predict", many, "--out", tmp_path / "results", *ONE_MODEL],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,

@@ -468,6 +468,8 @@ def test_uploads_of_every_kind_are_deleted_on_schedule(tmp_path, image_path):
     uploads.mkdir()
     with running_app(log, command=["-c", f"{fast}; launch.main()"], GRADIO_TEMP_DIR=str(uploads)) as url:
         app = App(url, uploads)
+        kept = set(app.files())
+        assert len(kept) == 1 + len(EXAMPLES)  # a lock and thumbnails
         never_used = app.upload_file("never-used.png", image_path.read_bytes())
         app.upload(part("stray.png", b"0", field="other"))
         head = f"POST {API}/upload HTTP/1.1\r\nHost: a\r\nContent-Length: 9999\r\n"
@@ -476,9 +478,8 @@ def test_uploads_of_every_kind_are_deleted_on_schedule(tmp_path, image_path):
         with socket.create_connection((address.hostname, address.port)) as aborted:
             aborted.sendall(head.encode() + part("aborted.png", b"0" * 5000))
         deadline = time.monotonic() + 240
-        examples = {path.name for path, _ in EXAMPLES}
-        while left := [path for path in app.files() if path.name not in {".lock", *examples}]:
+        while left := set(app.files()) - kept:
             assert time.monotonic() < deadline, left
             time.sleep(0.2)
         assert not Path(never_used["path"]).exists()
-        assert len(app.files()) == 1 + len(EXAMPLES)  # and the lock
+        assert set(app.files()) == kept
