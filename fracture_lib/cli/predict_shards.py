@@ -19,6 +19,8 @@ __all__ = ["predict_shards"]
 def predict_shards(options: argparse.Namespace, references: tuple[Reference, ...]) -> int:
     """Write the shards of `options.images[0]` to the folder `options.out`, and return the exit code."""
     [source] = options.images
+    if Path(source).exists():
+        source = str(Path(source).absolute())  # the same for "scans/" and "./scans"
     pipeline, models = load_pipeline(references, options.runtime, options.fast)
     settings = Settings(
         source,

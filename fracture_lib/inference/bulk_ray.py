@@ -6,6 +6,7 @@ lost, is the same file. Ray Data keeps the actors busy, restarts lost ones and r
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = ["classify_shards_with_ray"]
 
 THREADS = 2  # of an actor: one reads and decodes while the other runs a network
 RETRIES = 3  # of a shard that fails, as when a connection is lost
+TIMEOUT = 10  # seconds to connect to the cluster
 
 
 class ShardActor:
@@ -57,6 +59,7 @@ def classify_shards_with_ray(
     """
     if not numbers:
         return
+    _check_reachable(address or os.environ.get("RAY_ADDRESS", ""))
     try:
         ray.init(address, logging_level=logging.WARNING, log_to_driver=False)
     except Exception as error:  # each part of Ray raises its own types
@@ -89,3 +92,16 @@ def classify_shards_with_ray(
         ) from error
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raise InvalidData if nothing listens at HOST:PORT, where Ray would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):  # such as "auto"
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), TIMEOUT).close()
+    except (OSError, OverflowError) as error:
+        raise InvalidData(
+            f"Cannot reach the Ray cluster at {address} ({first_line(error)}). Check --address."
+        ) from error

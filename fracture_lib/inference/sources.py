@@ -173,9 +173,9 @@ def read_image(image: SourceImage) -> bytes:
         if isinstance(error, _LASTING) or getattr(error, "errno", None) in _LASTING_NUMBERS:
             reason = getattr(error, "strerror", None) or "it is not there or may not be read"
             raise InvalidImage(f"Cannot open the file: {reason}.") from error
-        raise InvalidData(
-            f"Cannot read {image.name} ({first_line(error)}). Run the same command again to resume."
-        ) from error
+        missing = isinstance(error, ImportError)
+        advice = "Install what it needs on every node" if missing else "Run the same command again to resume"
+        raise InvalidData(f"Cannot read {image.name} ({first_line(error)}). {advice}.") from error
 
 
 def _read(address: str, n_bytes: int) -> bytes:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fracture_lib.data.dataset import LabelledImages, assign_folds
 from fracture_lib.data.synthetic import synthetic_radiograph
-from fracture_lib.errors import InvalidModel, PushError
+from fracture_lib.errors import InvalidArgument, InvalidModel, PushError
 from fracture_lib.hub import MODEL_FILES, NATIVE_WEIGHTS, NOT_SERVED, first_line, is_repo_id, split_revision
 from fracture_lib.labels import LABEL2ID
 from fracture_lib.models.config import ModelConfig, read_config
@@ -162,8 +162,10 @@ def collect_space_files(
     `models` are Hub repositories "owner/name@commit" that the Space serves: its README preloads them.
     `datasets` are Hub repositories that the README links. The Space installs what serving needs; with
     `full`, also what training and publishing need. Raises InvalidData unless this package runs from a
-    source checkout.
+    source checkout, and InvalidArgument for what is not a dataset.
     """
+    if wrong := [name for name in datasets if not is_repo_id(name)]:
+        raise InvalidArgument(f'"{wrong[0]}" is not a dataset of the Hub. Write it as "owner/name".')
     root = source_checkout()
     paths = [path for pattern in SPACE_FILES for path in sorted(root.glob(pattern)) if path.is_file()]
     files = {
@@ -203,7 +205,7 @@ def push_to_hub(
         raise PushError(f'"{repo}" is not a repository. Nothing was changed. Write it as "owner/name".')
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    flavor = _parse_hardware(hardware) if hardware else None
+    flavor = None if hardware is None else _parse_hardware(hardware)
     api = HfApi()
     head, existing = _read_head(api, repo, kind)
     if kind == "space" and head is None:

@@ -199,6 +199,13 @@ def test_out_of_a_run_with_other_settings_is_wrong_usage(scans, tmp_path, capsys
     assert "was begun with other settings: " in err and named in err and err.endswith("folder for --out.")
 
 
+def test_out_of_a_source_spelled_otherwise_resumes(scans, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(scans.parent)
+    for source in ("scans", "./scans/"):
+        assert predict(source, "--out", tmp_path / "results", *ONE_MODEL) == 1
+    assert "12 images" in capsys.readouterr().err
+
+
 def test_out_of_a_source_that_has_changed_is_wrong_usage(scans, tmp_path, capsys):
     predict(scans, "--out", tmp_path / "results", *ONE_MODEL)
     before = rows(tmp_path / "results")

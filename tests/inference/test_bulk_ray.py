@@ -96,8 +96,9 @@ def test_ray_resumes_what_another_engine_began(cluster, shards):
 
 
 @pytest.mark.slow
-def test_ray_without_a_cluster_at_the_address_raises_invalid_data(shards):
+@pytest.mark.parametrize("address", ["no address", "127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_ray_without_a_cluster_at_the_address_raises_invalid_data(shards, address):
     from fracture_lib.inference.bulk_ray import classify_shards_with_ray
 
     with pytest.raises(InvalidData, match="Check --address"):
-        list(classify_shards_with_ray(shards, [0], [MODEL], "no address"))
+        list(classify_shards_with_ray(shards, [0], [MODEL], address))

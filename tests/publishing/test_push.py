@@ -365,6 +365,11 @@ def test_collect_space_files_are_what_the_page_needs():
         assert path.rpartition("/")[2] not in NOT_SERVED
 
 
+def test_collect_space_files_with_a_wrong_dataset_names_it():
+    with pytest.raises(InvalidArgument, match='"x" is not a dataset'):
+        collect_space_files("owner/space", datasets=["owner/data", "x"])
+
+
 def test_notebook_of_a_space_takes_its_code_from_there():
     notebook = json.loads(collect_space_files("someone/space")["train_colab.ipynb"])
     lines = [line for cell in notebook["cells"] for line in cell["source"] if line.startswith("CODE = ")]
@@ -445,10 +450,11 @@ def test_push_to_existing_space_keeps_its_hardware_unless_named(hub):
     assert hub.repositories["spaces", repo].hardware == "zero-a10g"
 
 
-def test_push_space_with_unknown_hardware_lists_the_known(hub):
+@pytest.mark.parametrize("name", ["zerogpu", ""])
+def test_push_space_with_unknown_hardware_lists_the_known(hub, name):
     hub.requests.clear()
-    with pytest.raises(PushError, match=r'"zerogpu" is not .* Nothing was changed\. .*zero-a10g'):
-        push_to_hub({}, "someone/space-on-nothing", "space", hardware="zerogpu")
+    with pytest.raises(PushError, match=rf'"{name}" is not .* Nothing was changed\. .*zero-a10g'):
+        push_to_hub({}, "someone/space-on-nothing", "space", hardware=name)
     assert hub.requests == []
 
 
