@@ -179,6 +179,8 @@ def test_out_that_is_interrupted_tells_how_to_resume(tmp_path, scans):
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
+        # A background process, such as these tests may be, ignores the signal, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not (tmp_path / "results" / "_index.parquet").exists():
         assert process.poll() is None

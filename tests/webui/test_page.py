@@ -621,10 +621,15 @@ def open_states(page: Page) -> Iterator[str]:
     yield "models"
 
 
+IS_STILL = """() => !document.querySelector(".pending, .generating") && document.getAnimations().every(
+    animation => animation.playState !== "running" || animation.effect.getTiming().iterations === Infinity)"""
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_axe_finds_no_serious_violation(visit, dark):
     page = visit(dark=dark)
     for state in open_states(page):
+        page.wait_for_function(IS_STILL)  # Gradio dims what it is about to change
         # Gradio's own: a button for adding files that contains another control, a search box without a label.
         context = {"exclude": [[".upload-box .icon-button"], ["#batch-table .search-input"]]}
         results = Axe().run(page, context=context)
