@@ -1,8 +1,9 @@
 """Fixtures for all tests: synthetic radiographs, a Hub on loopback, the running page. No network."""
 
+import importlib
 import os
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from fracture_lib import CLASSES, preprocess
 from fracture_lib.data.synthetic import synthetic_radiograph
 from tests.helpers.app_runner import running_app
 from tests.helpers.hub_server import serve
+
+with suppress(ImportError):  # as in fracture_lib.models.keras, before any test imports TensorFlow
+    importlib.import_module("triton")
 
 
 @pytest.fixture(scope="session")

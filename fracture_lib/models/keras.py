@@ -4,11 +4,13 @@ Nothing here names TensorFlow, so the same code trains on Keras's torch backend 
 missing. The saved models hold no custom objects.
 """
 
+import importlib
 import importlib.util
 import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,6 +19,10 @@ from numpy.typing import NDArray
 
 if "KERAS_BACKEND" not in os.environ and not importlib.util.find_spec("tensorflow"):
     os.environ["KERAS_BACKEND"] = "torch"  # read once, when Keras is imported
+
+# PyTorch's build for CUDA brings Triton, which crashes the process if it is imported after TensorFlow.
+with suppress(ImportError):
+    importlib.import_module("triton")
 
 import keras
 from keras import layers
