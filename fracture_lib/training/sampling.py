@@ -49,7 +49,8 @@ def _write_views(learner: Learner, recipe: Recipe, images: StoredArrays, seed: i
         rng = np.random.default_rng((seed, view))
         return compute_features(learner, _augment_all(images, recipe.augmentation, rng))
 
-    shape = (recipe.n_cached_views, len(images), *next(features(0)).shape)
+    one_view = _augment_all([images[0]], recipe.augmentation, np.random.default_rng(seed))
+    shape = (recipe.n_cached_views, len(images), *next(compute_features(learner, one_view)).shape)
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:  # not a memory map: on a full disk, that kills the process
         header = {"descr": "<f2", "fortran_order": False, "shape": shape}
