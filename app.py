@@ -13,7 +13,7 @@ if find_spec("spaces"):  # a Space brings it
         """Return what nvidia-smi prints about the GPU.
 
         ZeroGPU hosts a Space only if it has a function for the GPU. The page never calls this one: ONNX
-        Runtime on the CPU answers sooner than a GPU could be borrowed, so nobody queues for one.
+        Runtime on the CPU answers sooner than a GPU could be borrowed, so no visitor queues for one.
         """
         return subprocess.run(["nvidia-smi"], check=True, capture_output=True, text=True).stdout
 

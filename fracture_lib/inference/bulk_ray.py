@@ -59,8 +59,10 @@ def classify_shards_with_ray(
     """
     if not numbers:
         return
-    _check_reachable(address or os.environ.get("RAY_ADDRESS", ""))
+    address = address or os.environ.get("RAY_ADDRESS")
     try:
+        if address:
+            _check_port(address)
         ray.init(address, logging_level=logging.WARNING, log_to_driver=False)
     except Exception as error:  # each part of Ray raises its own types
         raise InvalidData(
@@ -94,14 +96,8 @@ def classify_shards_with_ray(
         ray.shutdown()
 
 
-def _check_reachable(address: str) -> None:
-    """Raise InvalidData if nothing listens at HOST:PORT, where Ray would wait for minutes."""
+def _check_port(address: str) -> None:
+    """Raise an error if nothing listens at HOST:PORT, where Ray would wait for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and port.isdigit()):  # such as "auto"
-        return
-    try:
+    if host and port.isdigit():  # not such as "auto"
         socket.create_connection((host.strip("[]"), int(port)), TIMEOUT).close()
-    except (OSError, OverflowError) as error:
-        raise InvalidData(
-            f"Cannot reach the Ray cluster at {address} ({first_line(error)}). Check --address."
-        ) from error

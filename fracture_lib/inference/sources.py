@@ -194,7 +194,7 @@ def _read(address: str, n_bytes: int) -> bytes:
 def _read_head(address: str) -> bytes | None:
     try:
         return _read(address, HEAD_BYTES)
-    except Exception:  # as above; told when the image is read
+    except Exception:  # as above; reading the image gives the reason
         return None
 
 
