@@ -32,9 +32,9 @@ FRAMEWORK_MODULES = {
     "pydicom": {"io.dicom"},
     "torch": {"models.efficientnet", "models.pytorch", "models.transformers"},
     "tensorflow": set(),
-    "keras": {"models.keras"},
+    "keras": {"models.keras_networks"},
     "transformers": {"models.transformers"},
-    "onnxruntime": {"models.onnx"},
+    "onnxruntime": {"models.onnx", "models.onnx_export"},
     "ray": {"inference.bulk_ray"},
     "IPython": {"notebook"},
 }

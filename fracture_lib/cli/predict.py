@@ -81,8 +81,8 @@ def add_commands(commands: Commands) -> None:
         type=top_k,
         default=3,
         metavar="K",
-        help="number of predictions per model, most probable first; a CSV file always has all ten "
-        "(default: %(default)s)",
+        help="number of predictions per model, most probable first; CSV and Parquet files always have all "
+        "ten (default: %(default)s)",
     )
     parser.add_argument(
         "--skip-ood-check",

@@ -10,7 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -115,8 +115,7 @@ def open_shards(folder: Path, settings: Settings) -> Shards:
         _check_settings(folder, settings)
     elif folder.exists() and any(not path.name.startswith(f".{INDEX}") for path in folder.iterdir()):
         raise InvalidArgument(f"{folder} holds other files. Choose a new folder for --out.")
-    folder.mkdir(parents=True, exist_ok=True)
-    with _written_whole(index) as path:
+    with _kept_if_used(folder), _written_whole(index) as path:
         n_left_out = _write_index(path, settings)
         metadata = pq.read_metadata(path)
         if metadata.num_rows == 0:
@@ -169,6 +168,19 @@ def _write_index(path: Path, settings: Settings) -> int:
 def _to_index_row(image: SourceImage) -> dict[str, Any]:
     name = image.name.encode(errors="backslashreplace").decode()
     return {"image": name, "address": os.fsencode(image.address), "position": image.position}
+
+
+@contextmanager
+def _kept_if_used(folder: Path) -> Iterator[None]:
+    """Make a folder; remove it again if it is new and stays empty, as for a mistyped source."""
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 @contextmanager

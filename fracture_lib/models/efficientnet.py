@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from fracture_lib.errors import InvalidModel
 from fracture_lib.io.views import DETECTOR_SIZE
 from fracture_lib.models.detector import OUTPUTS
-from fracture_lib.models.onnx import INPUT, clear_traces
+from fracture_lib.models.onnx import INPUT
+from fracture_lib.models.onnx_export import clear_traces
 
 __all__ = ["DetectorLearner", "FractureDetector", "load_pretrained"]
 

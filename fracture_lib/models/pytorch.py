@@ -18,7 +18,8 @@ from fracture_lib.labels import CLASSES
 from fracture_lib.models.cam import ClassifierHead, write_head
 from fracture_lib.models.config import read_config
 from fracture_lib.models.forward import Forward
-from fracture_lib.models.onnx import INPUT, OUTPUTS, finish_export
+from fracture_lib.models.onnx import INPUT, OUTPUTS
+from fracture_lib.models.onnx_export import finish_export
 from fracture_lib.models.tensors import write_tensors
 
 __all__ = ["Learner", "Muon", "ThreeBlockCNN", "apply_cnn", "build", "load", "load_blocks"]

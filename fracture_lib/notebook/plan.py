@@ -15,6 +15,7 @@ import numpy as np
 from fracture_lib.data.dataset import LabelledImages, load_dataset_folder, store_images
 from fracture_lib.data.manifest import MANIFEST
 from fracture_lib.data.stored import StoredArrays
+from fracture_lib.hub import BUNDLE
 from fracture_lib.labels import CLASSES, ID2LABEL
 from fracture_lib.registry import MODELS
 from fracture_lib.training.callbacks import Callback, FitState
@@ -143,6 +144,9 @@ def _time_model(name: str, sample: StoredArrays, folder: Path) -> Timing:
     n, recipe = len(sample), RECIPES[name]
     recipe = replace(recipe, epochs=3, n_cached_views=min(1, recipe.n_cached_views))
     start, watch = find_weights(MODELS[name].pretrained), _Stopwatch()
+    if start and recipe.freezes_trunk:  # the bundled one takes as long as the one that `train` prepares
+        shutil.copy(BUNDLE / name / "model.onnx", folder / "trunk.onnx")
+        start = replace(start, path=Path(shutil.copy(start.path, folder / "trunk.safetensors")))
     learner = build_learner(name, recipe, 0, start.path if start else None)
     targets = np.eye(len(CLASSES), dtype=np.float32)[np.arange(n) % len(CLASSES)]
     began = perf_counter()

@@ -83,9 +83,11 @@ class PushResult(NamedTuple):
 def collect_model_files(folder: str | Path, repo: str) -> dict[str, Path | bytes]:
     """Return the files to push for the model or the detector in `folder`, its card written for `repo`.
 
-    Raises InvalidModel if the folder is incomplete.
+    Raises InvalidModel if the folder is missing or incomplete.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise InvalidModel(f"There is no folder {folder}. Check the path.")
     if is_detector(folder):
         return _collect_detector_files(folder, repo)
     read_config(folder)

@@ -4,24 +4,29 @@ A model that starts from them has seen thousands of radiographs more than the fr
 """
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from fracture_lib.data.dataset import store_images
+from fracture_lib.data.examples import EXAMPLES
 from fracture_lib.data.fracatlas import FINDINGS, load_fracatlas
 from fracture_lib.errors import InvalidArgument, InvalidModel
 from fracture_lib.hub import resolve_pretrained
+from fracture_lib.io.image import content
 from fracture_lib.registry import MODELS
+from fracture_lib.training.augment import augment
 from fracture_lib.training.callbacks import Checkpoint, ProgressBar, WeightAverage, check_same_run
 from fracture_lib.training.learner import build_learner, check_name_and_seed
 from fracture_lib.training.loop import fit
-from fracture_lib.training.recipes import PRETRAINING
+from fracture_lib.training.recipes import PRETRAINING, Recipe
 from fracture_lib.training.sampling import make_sampler
 
-__all__ = ["PretrainedWeights", "find_weights", "pretrain"]
+__all__ = ["PretrainedWeights", "find_weights", "pretrain", "quantize"]
+
+N_CALIBRATION_VIEWS = 64
 
 FRACTURED_REPEATS = 3  # how often an epoch shows an image with a fracture, for one view of any other
 
@@ -96,3 +101,22 @@ def find_weights(reference: str | Path | None) -> PretrainedWeights | None:
     name = path.name if path == Path(reference) else str(reference)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return PretrainedWeights(path, metadata.get("source", name), sha256)
+
+
+def quantize(start: PretrainedWeights, recipe: Recipe, path: Path, seed: int) -> PretrainedWeights:
+    """Write the pretrained trunk of a recipe so that it runs in eight bits; return what was written.
+
+    Random views of the examples, which are in no training set, calibrate it. Does nothing if the file is
+    there. Raises InvalidModel if the weights do not fit.
+    """
+    if not path.exists():
+        from fracture_lib.models.keras import write_int8_trunk
+
+        images = [content(example) for example in EXAMPLES.values()]
+        rng = np.random.default_rng(seed)
+        views = [
+            augment(images[i % len(images)], recipe.augmentation, rng)[None]
+            for i in range(N_CALIBRATION_VIEWS)
+        ]
+        write_int8_trunk(recipe.architecture, start.path, np.stack(views), path, start.source)
+    return replace(start, path=path)

@@ -42,6 +42,11 @@ class Recipe:
     # once, and every step draws from these; all folds share them.
     n_cached_views: int = 0
 
+    @property
+    def freezes_trunk(self) -> bool:
+        """Whether only the head is trained, on the features of a pretrained trunk."""
+        return self.architecture.get("tuned_stages") == 0
+
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             if (value := getattr(self, name)) < 1:

@@ -57,7 +57,7 @@ from fracture_lib.training.learner import (
     pixels_to_logits,
 )
 from fracture_lib.training.loop import fit
-from fracture_lib.training.pretrain import find_weights, pretrain
+from fracture_lib.training.pretrain import find_weights, pretrain, quantize
 from fracture_lib.training.recipes import PRETRAINING, RECIPES, Recipe
 from fracture_lib.training.sampling import make_sampler
 
@@ -104,12 +104,12 @@ def train(
             f"n_measured_folds is {n_measured_folds}; use 1 to n_folds, which is {n_folds}."
         )
     recipe, out = recipe or RECIPES[name], Path(out)
+    start = find_weights(pretrained or MODELS[name].pretrained)  # before the images, which take longer
     images = load_dataset_folder(data, split)
     folds = assign_folds(images, n_folds)
     pretraining = None
     if pretrain_on:
         pretraining = {"data": load_fracatlas(pretrain_on).fingerprint, "recipe": asdict(PRETRAINING[name])}
-    start = find_weights(pretrained or MODELS[name].pretrained)
     checkpoints = out / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     settings = {
@@ -128,6 +128,8 @@ def train(
         if not file.exists():
             pretrain(name, pretrain_on, file, pretrained, seed)
         start = find_weights(file)
+    if start and recipe.freezes_trunk:
+        start = quantize(start, recipe, checkpoints / "trunk.safetensors", seed)
 
     run = TrainingRun(
         name=name,

@@ -1,21 +1,22 @@
-"""The X-rays that a visitor can try, from FracAtlas; see examples/LICENSE.txt."""
+"""The X-rays that a visitor can try."""
 
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from fracture_lib.data import examples as data
+
 __all__ = ["ATTRIBUTION", "EXAMPLES", "read_thumbnail"]
 
-FOLDER = Path(__file__).parent / "examples"
 CAPTIONS = {
-    "lower-leg.jpg": "Lower leg",
-    "thigh.jpg": "Thigh",
-    "leg-in-cast.jpg": "Cast",
-    "wrist.jpg": "Wrist",
-    "shoulder.jpg": "Shoulder",
-    "knee.jpg": "Knee",
+    "lower-leg": "Lower leg",
+    "thigh": "Thigh",
+    "leg-in-cast": "Cast",
+    "wrist": "Wrist",
+    "shoulder": "Shoulder",
+    "knee": "Knee",
 }
-EXAMPLES = [(FOLDER / name, caption) for name, caption in CAPTIONS.items()]
+EXAMPLES = [(data.EXAMPLES[name], caption) for name, caption in CAPTIONS.items()]
 THUMBNAIL_SIDE = 360  # pixels, twice the size on the page
 ATTRIBUTION = (
     "X-rays from [FracAtlas](https://doi.org/10.1038/s41597-023-02432-4) (Abedeen et al., CC BY 4.0), scaled "

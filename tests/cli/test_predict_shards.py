@@ -229,6 +229,7 @@ def test_out_of_a_source_without_images_is_an_error_and_can_be_repeated(tmp_path
     for _ in range(2):
         assert predict(tmp_path / "empty", "--out", tmp_path / "results", *ONE_MODEL) == 1
         assert capsys.readouterr().err.splitlines()[-1].startswith("error: There is no image in ")
+        assert not (tmp_path / "results").exists()
 
 
 def test_out_inside_its_source_can_be_resumed(scans, capsys):

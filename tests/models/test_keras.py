@@ -12,6 +12,7 @@ from safetensors.torch import save_file as save_torch_file
 
 from fracture_lib.errors import InvalidArgument, InvalidModel
 from fracture_lib.models import keras as keras_models
+from fracture_lib.models import keras_networks
 from fracture_lib.models import pytorch as pytorch_models
 from fracture_lib.training.learner import build_learner
 from fracture_lib.training.recipes import PRETRAINING, RECIPES
@@ -67,7 +68,7 @@ def test_resnet50_equals_transformers_resnet50_on_gray_images(pretrained, single
     path, network = pretrained
     architecture = {**RECIPES["resnet50"].architecture, "n_stages": n_stages}
     model = build_learner("resnet50", replace(RECIPES["resnet50"], architecture=architecture), 0, path).model
-    features = keras_models.keras.Model(model.input, model.get_layer("feature_map").output)
+    features = keras_networks.keras.Model(model.input, model.get_layer("feature_map").output)
     with torch.no_grad():
         output = network(torch.from_numpy(single_views).expand(-1, 3, -1, -1), output_hidden_states=True)
     expected = output.hidden_states[n_stages].numpy()
@@ -83,11 +84,12 @@ def test_load_pretrained_of_imagenet_weights_folds_in_the_normalization(pretrain
     model = build_learner("resnet50", RECIPES["resnet50"], 0, tmp_path / "imagenet.safetensors").model
     gray = np.full((1, 1, 128, 128), 0.3, np.float32)
     mean, std = (
-        torch.tensor(v)[None, :, None, None] for v in (keras_models.IMAGENET_MEAN, keras_models.IMAGENET_STD)
+        torch.tensor(v)[None, :, None, None]
+        for v in (keras_networks.IMAGENET_MEAN, keras_networks.IMAGENET_STD)
     )
     with torch.no_grad():
         stem = network.embedder.embedder((torch.from_numpy(gray).expand(-1, 3, -1, -1) - mean) / std)
-    first_norm = keras_models.keras.Model(model.input, model.get_layer("bn1").output)
+    first_norm = keras_networks.keras.Model(model.input, model.get_layer("bn1").output)
     found = np.maximum(first_norm.predict_on_batch(gray.reshape(1, 128, 128, 1)), 0)
     # In the middle, away from the padded border
     np.testing.assert_allclose(found[0, 32, 32], stem[0, :, 32, 32].numpy(), atol=1e-4)

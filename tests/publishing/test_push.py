@@ -234,6 +234,11 @@ def test_collect_model_files_of_incomplete_folder_names_the_file(tmp_path, missi
         collect_model_files(folder, "someone/a")
 
 
+def test_collect_model_files_of_a_missing_folder_names_it(tmp_path):
+    with pytest.raises(InvalidModel, match=r"There is no folder .*absent\. Check the path\."):
+        collect_model_files(tmp_path / "absent", "someone/a")
+
+
 def test_collect_model_files_without_native_weights_raises_invalid_model(tmp_path):
     folder = shutil.copytree(BUNDLE / "pytorch-cnn", tmp_path / "model")
     (folder / "model.safetensors").unlink()

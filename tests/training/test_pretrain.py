@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 from fracture_lib.data.fracatlas import FINDINGS
 from fracture_lib.errors import InvalidArgument, InvalidData, InvalidModel, ModelUnavailable, UnknownModel
 from fracture_lib.models import keras as keras_models
+from fracture_lib.models import keras_networks
 from fracture_lib.models import pytorch as pytorch_models
 from fracture_lib.models.report import EvaluationReport
 from fracture_lib.training import pretrain as pretrain_module
@@ -44,7 +45,7 @@ def feature_map(learner, views):
     """Return the last feature map [N, C, h, w] of a network of either framework."""
     if isinstance(learner, pytorch_models.Learner):
         return pytorch_models._run(learner.model, views)[1]
-    model = keras_models.keras.Model(learner.model.input, learner.model.get_layer("feature_map").output)
+    model = keras_networks.keras.Model(learner.model.input, learner.model.get_layer("feature_map").output)
     return model.predict_on_batch(views.reshape(-1, 128, 128, 1)).transpose(0, 3, 1, 2)
 
 

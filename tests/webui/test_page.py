@@ -124,11 +124,16 @@ def pick_example(page: Page, number: int = 0) -> ComparisonResult:
 
 
 def shown_matrix(page: Page) -> dict[str, list[str]]:
-    """Return {type: per cent of each model} of the table on the page."""
-    return {
-        row.locator("th").inner_text(): row.locator("td").all_inner_texts()
-        for row in page.locator("#matrix tbody tr").all()
-    }
+    """Return {type: per cent of each model} of the table on the page, read at once as it may be replaced."""
+    rows: dict[str, list[str]] = page.locator("#matrix tbody").evaluate(
+        """body => Object.fromEntries(
+            [...body.rows].map(row => {
+                const [type, ...shares] = [...row.cells].map(cell => cell.innerText);
+                return [type, shares];
+            })
+        )"""
+    )
+    return rows
 
 
 def expect_answer(page: Page, result: ComparisonResult, model: str = ENSEMBLE, top_k: int = 5) -> None:

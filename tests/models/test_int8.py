@@ -1,0 +1,107 @@
+"""Eight-bit trunks: each preparation by itself, and the graph that results."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from fracture_lib.models.int8 import MAX_WEIGHT, prepare_trunk, round_kernel
+from fracture_lib.models.keras import write_int8_trunk
+from fracture_lib.models.keras_networks import build, keras, layers, load_pretrained, stage_output
+from fracture_lib.training.learner import build_learner
+from fracture_lib.training.recipes import RECIPES
+from tests.helpers.training import write_random_resnet50
+
+ARCHITECTURE = {**RECIPES["resnet50"].architecture, "n_stages": 1}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A file of random ResNet50 weights."""
+    path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
+    write_random_resnet50(path)
+    return path
+
+
+def build_trunk(weights):
+    model = build(ARCHITECTURE, 10)
+    load_pretrained(model, weights)
+    return keras.Model(model.input, stage_output(model, 1))
+
+
+def assert_integers(kernel):
+    np.testing.assert_array_equal(kernel, np.round(kernel))
+    assert np.abs(kernel).max() <= MAX_WEIGHT
+
+
+def test_round_kernel_keeps_what_the_kernel_does_to_its_inputs():
+    rng = np.random.default_rng(0)
+    inputs = rng.random((2000, 1)) + 0.1 * rng.random((2000, 30))  # similar to one another, as pixels are
+    kernel = rng.normal(size=(30, 8)).astype(np.float32)
+    integers, step = round_kernel(kernel, inputs.T @ inputs)
+
+    def error(other):
+        return np.square(inputs @ (other * step) - inputs @ kernel).mean()
+
+    assert error(integers) < error(np.round(kernel / step)) / 5
+    assert_integers(integers)
+    assert np.abs(integers - kernel / step).max() < MAX_WEIGHT / 4
+
+
+def test_round_kernel_keeps_the_largest_weight_of_each_output_and_zeros():
+    kernel = np.float32([[0.3, 0.0, -2.0], [-0.7, 0.0, 0.01]])
+    integers, step = round_kernel(kernel, np.eye(2))
+    np.testing.assert_allclose((integers * step)[[1, 0], [0, 2]], [-0.7, -2.0])
+    np.testing.assert_array_equal(integers[:, 1], 0)
+
+
+def test_round_kernel_with_inputs_that_are_always_zero_stays_finite():
+    integers, step = round_kernel(np.float32([[1.0], [0.013]]), np.diag([4.0, 0.0]))
+    assert np.isfinite(integers).all() and np.isfinite(step).all()
+
+
+def test_prepared_trunk_has_integer_kernels_bounds_and_similar_channels(weights, single_views):
+    pixels = single_views.reshape(-1, 128, 128, 1)
+
+    def ranges(model):
+        """The largest activation of each channel in the middle of a block."""
+        probe = keras.Model(model.input, model.get_layer("layer1_1_relu1").output)
+        return probe.predict_on_batch(pixels).max(axis=(0, 1, 2))
+
+    before, trunk = build_trunk(weights), build_trunk(weights)
+    outlying = ranges(before).argmax()
+    for model in (before, trunk):
+        norm = model.get_layer("layer1_1_bn1")
+        gamma, beta, mean, variance = norm.get_weights()
+        gamma[outlying] *= 100
+        beta[outlying] *= 100
+        norm.set_weights([gamma, beta, mean, variance])
+    prepare_trunk(trunk, pixels)
+
+    for layer in trunk.layers:
+        if isinstance(layer, layers.Conv2D):
+            assert_integers(layer.get_weights()[0])
+        if isinstance(layer, layers.ReLU):
+            assert 0 < layer.max_value < np.inf
+    spread, spread_before = (ranges(m).max() / np.median(ranges(m)) for m in (trunk, before))
+    assert spread_before > 50 and spread < spread_before / 4
+    expected, found = (model.predict_on_batch(pixels).mean(axis=(1, 2)) for model in (before, trunk))
+    similarity = [np.corrcoef(a, b)[0, 1] for a, b in zip(expected.T, found.T, strict=True)]
+    assert np.nanmedian(similarity) > 0.95
+
+
+def test_int8_trunk_computes_in_integers_what_keras_computes(weights, single_views, tmp_path):
+    write_int8_trunk(ARCHITECTURE, weights, single_views, tmp_path / "trunk.safetensors", "random")
+    graph = onnx.load(tmp_path / "trunk.onnx").graph
+    tensors = [t for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4]
+    assert len(tensors) == 11, "one per convolution"
+    for tensor in tensors:
+        values = numpy_helper.to_array(tensor)
+        assert np.abs(values.astype(int)).max() == MAX_WEIGHT, "more would overflow without VNNI"
+
+    recipe = RECIPES["resnet50"].__class__(ARCHITECTURE, epochs=1)
+    learner = build_learner("resnet50", recipe, 0, tmp_path / "trunk.safetensors")
+    found = learner.features(single_views)
+    expected = learner.trunk.predict_on_batch(single_views.reshape(-1, 128, 128, 1))
+    assert found.shape == expected.shape
+    assert np.square(found - expected).mean() < 0.01 * np.square(expected).mean()
