@@ -30,7 +30,7 @@ from fracture_lib.io.image import INPUT_SIZE, LoadedImage, load_image, preproces
 from fracture_lib.labels import CLASSES, FractureClass
 from fracture_lib.registry import ALL_MODELS, ENSEMBLE, MODELS, list_models
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 
 __all__ = [
     "ALL_MODELS",

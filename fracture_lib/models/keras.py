@@ -68,6 +68,10 @@ def _channels_last(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
 def _head(model: keras.Model) -> ClassifierHead:
     """Return the dense layers, the first of them with the normalization before it folded in."""
     dense = [layer.get_weights() for layer in model.layers if isinstance(layer, layers.Dense)]
+    for layer in model.layers:
+        if isinstance(layer, layers.EinsumDense):  # several heads, whose mean is linear, too
+            kernels, biases = layer.get_weights()
+            dense.append((np.concatenate(kernels) / len(kernels), biases.mean(axis=0)))
     slopes = [layer.negative_slope for layer in model.layers if isinstance(layer, layers.LeakyReLU)]
     (hidden_kernel, hidden_bias), (logits_kernel, logits_bias) = dense
     for norm in model.layers[model.layers.index(model.get_layer("feature_map")) :]:
@@ -217,6 +221,10 @@ class Learner:
         elif pretrained:
             load_blocks(self.model, pretrained)
         self.tail = keras.Model(trunk_output, self.model.get_layer("logits").output)
+        self.n_heads = architecture.get("n_heads")
+        # What the loss sees: the logits of each head
+        trained = "logits" if self.n_heads is None else "heads"
+        self.trained_tail = keras.Model(trunk_output, self.model.get_layer(trained).output)
         self.muon_lr_scale = muon_lr_scale
         if muon_lr_scale:
             optimizer = _Muon(
@@ -231,12 +239,12 @@ class Learner:
             optimizer = keras.optimizers.AdamW(weight_decay=weight_decay, global_clipnorm=clip_norm)
         multilabel = n_outputs != len(CLASSES)
         loss = keras.losses.BinaryCrossentropy if multilabel else keras.losses.CategoricalCrossentropy
-        self.tail.compile(
+        self.trained_tail.compile(
             optimizer,
             loss(from_logits=True),
             jit_compile=False,  # on a CPU the compiled step is slower
         )
-        self.tail.optimizer.build(self.tail.trainable_variables)
+        self.trained_tail.optimizer.build(self.trained_tail.trainable_variables)
 
     def features(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.trunk is None:
@@ -253,11 +261,13 @@ class Learner:
         learning_rate: float,
         dropout_seed: int,
     ) -> float:
-        for variable in self.tail.non_trainable_variables:
+        for variable in self.trained_tail.non_trainable_variables:
             if variable.name == "seed_generator_state":
                 variable.assign([dropout_seed, 0])
-        self.tail.optimizer.learning_rate = learning_rate * (self.muon_lr_scale or 1)
-        return float(self.tail.train_on_batch(self._tail_input(features), targets))
+        self.trained_tail.optimizer.learning_rate = learning_rate * (self.muon_lr_scale or 1)
+        if self.n_heads:
+            targets = np.repeat(targets[:, None], self.n_heads, axis=1)
+        return float(self.trained_tail.train_on_batch(self._tail_input(features), targets))
 
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.asarray(self.tail.predict_on_batch(self._tail_input(features)))
@@ -273,10 +283,10 @@ class Learner:
         self.tail.set_weights(weights)
 
     def get_optimizer_state(self) -> list[NDArray[Any]]:
-        return [np.asarray(keras.ops.convert_to_numpy(v)) for v in self.tail.optimizer.variables]
+        return [np.asarray(keras.ops.convert_to_numpy(v)) for v in self.trained_tail.optimizer.variables]
 
     def set_optimizer_state(self, state: Sequence[NDArray[Any]]) -> None:
-        for variable, array in zip(self.tail.optimizer.variables, state, strict=True):
+        for variable, array in zip(self.trained_tail.optimizer.variables, state, strict=True):
             variable.assign(array)
 
     def save_trunk(self, path: Path, source: str) -> None:

@@ -88,7 +88,8 @@ def three_block_cnn(
         [layers.GlobalAveragePooling2D()(feature_map), layers.GlobalMaxPooling2D()(feature_map)]
     )
     x = layers.LeakyReLU(0.1)(layers.Dense(hidden)(x))
-    return keras.Model(pixels, _classify(layers.Dropout(head_dropout)(x), n_outputs))
+    logits = layers.Dense(n_outputs, name="logits")(layers.Dropout(head_dropout)(x))
+    return keras.Model(pixels, _add_softmax(logits))
 
 
 def _fold_pixels(x: KerasTensor, stride: int) -> KerasTensor:
@@ -101,14 +102,20 @@ def _fold_pixels(x: KerasTensor, stride: int) -> KerasTensor:
 
 
 def resnet50(
-    n_stages: int, hidden: int, head_dropout: float, tuned_stages: int, n_outputs: int = len(CLASSES)
+    n_stages: int,
+    hidden: int,
+    head_dropout: float,
+    tuned_stages: int,
+    n_heads: int = 1,
+    n_outputs: int = len(CLASSES),
 ) -> keras.Model:
     """Return ResNet50 v1.5 (stride on the 3x3 convolution) with a new head; output probabilities.
 
     It reads one gray channel; on gray input, the sum of the three input kernels is the same function. It has
     the first `n_stages` of the four stages. Only the last `tuned_stages` of these and the head are trained,
-    and BatchNorm keeps the statistics of the pretraining. Source: He et al.,
-    https://arxiv.org/abs/1512.03385.
+    and BatchNorm keeps the statistics of the pretraining. The logits are the mean over `n_heads` heads of
+    `hidden` units, each trained by a loss of its own: an ensemble at the cost of a wider layer. Source: He
+    et al., https://arxiv.org/abs/1512.03385.
     """
     x = pixels = keras.Input((INPUT_SIZE, INPUT_SIZE, 1))
     x = layers.ReLU(name="relu")(_conv_and_norm(x, 64, 7, 2, names=("conv1", "bn1")))
@@ -135,8 +142,10 @@ def resnet50(
         [layers.GlobalAveragePooling2D()(feature_map), layers.GlobalMaxPooling2D()(feature_map)]
     )
     x = layers.BatchNormalization(momentum=0.9, name="pooled_norm")(x)  # a few channels have huge values
-    x = layers.Dense(hidden, activation="relu")(x)
-    return keras.Model(pixels, _classify(layers.Dropout(head_dropout)(x), n_outputs))
+    x = layers.Dense(n_heads * hidden, activation="relu")(x)
+    x = layers.Reshape((n_heads, hidden))(layers.Dropout(head_dropout)(x))
+    x = layers.EinsumDense("bhi,hio->bho", (n_heads, n_outputs), bias_axes="ho", name="heads")(x)
+    return keras.Model(pixels, _add_softmax(layers.GlobalAveragePooling1D(name="logits")(x)))
 
 
 def _conv_and_norm(
@@ -155,8 +164,7 @@ def _conv_and_norm(
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=names[1])(x)
 
 
-def _classify(x: KerasTensor, n_outputs: int) -> KerasTensor:
-    logits = layers.Dense(n_outputs, name="logits")(x)
+def _add_softmax(logits: KerasTensor) -> KerasTensor:
     return layers.Softmax(name="probabilities")(logits)
 
 

@@ -83,8 +83,9 @@ RECIPES = {
         architecture={
             "family": "resnet50",
             "n_stages": 3,
-            "hidden": 256,
+            "hidden": 128,
             "head_dropout": 0.5,
+            "n_heads": 4,
             "tuned_stages": 0,
         },
         epochs=80,

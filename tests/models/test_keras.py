@@ -111,6 +111,19 @@ def test_resnet50_learner_trains_only_its_tuned_stages_and_head(pretrained, sing
 
 
 @pytest.mark.slow
+def test_resnet50_answers_with_the_mean_of_its_heads(pretrained, single_views):
+    learner = build_learner("resnet50", RECIPES["resnet50"], 0, pretrained[0])
+    features, targets = learner.features(single_views), np.eye(10, dtype=np.float32)
+    heads = learner.trained_tail.predict_on_batch(features)
+    assert heads.shape == (10, 4, 10) and np.ptp(heads, axis=1).max() > 0.1
+    np.testing.assert_allclose(learner.logits(features), heads.mean(axis=1), rtol=1e-5)
+    kernels = learner.model.get_layer("heads").get_weights()[0]
+    learner.step(features, targets, 1e-3, 0)
+    changed = kernels != learner.model.get_layer("heads").get_weights()[0]
+    assert changed.any(axis=(1, 2)).all(), "every head has a loss"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pytorch-cnn", "tensorflow-cnn"])
 def test_learner_of_findings_trains_on_labels_of_which_several_apply(single_views, name):
     learner = build_learner(name, tiny_recipe(name, recipes=PRETRAINING), 0, None, n_outputs=9)
