@@ -64,6 +64,8 @@ def quantize_graph(path: Path, pixels: NDArray[np.float32]) -> None:
         op_types_to_quantize=["Add", "Clip", "Conv", "MaxPool", "Pad", "Relu"],
         per_channel=True,
         reduce_range=True,
+        # With signed activations, ONNX Runtime computes many convolutions in float32.
+        activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         extra_options={"WeightSymmetric": True},
     )

@@ -66,7 +66,7 @@ def test_push_model_with_a_missing_folder_never_asks_the_hub(hub, capsys, folder
     hub.requests.clear()
     assert push("model", "someone/cli-none", "--folder", folder) == 1
     err = capsys.readouterr().err
-    assert err.startswith("error: ") and "it is not a model folder" in err and hub.requests == []
+    assert err.startswith("error: ") and "There is no folder" in err and hub.requests == []
 
 
 def test_push_dataset_pushes_grouped_splits(hub, dataset_folder, capsys):

@@ -1,7 +1,10 @@
 """Eight-bit trunks: each preparation by itself, and the graph that results."""
 
+from collections import Counter
+
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 
@@ -90,8 +93,19 @@ def test_prepared_trunk_has_integer_kernels_bounds_and_similar_channels(weights,
     assert np.nanmedian(similarity) > 0.95
 
 
+def operators_of_session(path, folder):
+    """Return how often each operator runs after ONNX Runtime's optimizations."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.log_severity_level = 3  # the file is for this machine only, says a warning
+    onnxruntime.InferenceSession(path, options)
+    return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
+
+
 def test_int8_trunk_computes_in_integers_what_keras_computes(weights, single_views, tmp_path):
     write_int8_trunk(ARCHITECTURE, weights, single_views, tmp_path / "trunk.safetensors", "random")
+    operators = operators_of_session(tmp_path / "trunk.onnx", tmp_path)
+    assert operators["QLinearConv"] == 11 and operators["Conv"] == operators["Add"] == 0
     graph = onnx.load(tmp_path / "trunk.onnx").graph
     tensors = [t for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4]
     assert len(tensors) == 11, "one per convolution"
