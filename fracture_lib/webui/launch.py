@@ -62,6 +62,8 @@ def _configure_process() -> None:
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # Gradio calls itself when it starts, for which a proxy is of no use.
+    os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy"), "localhost,127.0.0.1"]))
     threadpool_limits(1, "blas")  # a second thread would spin on the core of another visitor
     # Otherwise glibc keeps the memory of each image and of each model load: 100 MB more, and growing.
     if mallopt := getattr(ctypes.pythonapi, "mallopt", None):

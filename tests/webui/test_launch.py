@@ -55,6 +55,14 @@ launch.main(fast=True)
 
 
 @pytest.mark.slow
+def test_page_starts_where_a_proxy_is_set(tmp_path):
+    """Gradio calls itself, where no proxy can help."""
+    proxy = "http://127.0.0.1:9"  # nothing listens there
+    with running_app(tmp_path / "log.txt", http_proxy=proxy, no_proxy="example.org"):
+        pass
+
+
+@pytest.mark.slow
 def test_page_stopped_while_it_starts_leaves_no_folder_and_no_traceback(tmp_path):
     uploads = tmp_path / "uploads"
     uploads.mkdir()
