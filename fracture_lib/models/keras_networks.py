@@ -89,7 +89,7 @@ def three_block_cnn(
     )
     x = layers.LeakyReLU(0.1)(layers.Dense(hidden)(x))
     logits = layers.Dense(n_outputs, name="logits")(layers.Dropout(head_dropout)(x))
-    return keras.Model(pixels, _add_softmax(logits))
+    return keras.Model(pixels, layers.Softmax(name="probabilities")(logits))
 
 
 def _fold_pixels(x: KerasTensor, stride: int) -> KerasTensor:
@@ -145,7 +145,8 @@ def resnet50(
     x = layers.Dense(n_heads * hidden, activation="relu")(x)
     x = layers.Reshape((n_heads, hidden))(layers.Dropout(head_dropout)(x))
     x = layers.EinsumDense("bhi,hio->bho", (n_heads, n_outputs), bias_axes="ho", name="heads")(x)
-    return keras.Model(pixels, _add_softmax(layers.GlobalAveragePooling1D(name="logits")(x)))
+    logits = layers.GlobalAveragePooling1D(name="logits")(x)
+    return keras.Model(pixels, layers.Softmax(name="probabilities")(logits))
 
 
 def _conv_and_norm(
@@ -162,10 +163,6 @@ def _conv_and_norm(
     padding = "valid" if stride > 1 else "same"
     x = layers.Conv2D(width, kernel, stride, padding, use_bias=False, name=names[0])(x)
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=names[1])(x)
-
-
-def _add_softmax(logits: KerasTensor) -> KerasTensor:
-    return layers.Softmax(name="probabilities")(logits)
 
 
 def stage_output(model: keras.Model, n_stages: int) -> KerasTensor:
