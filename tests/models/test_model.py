@@ -57,7 +57,7 @@ def test_model_output_holds_probabilities_maps_and_features(models, pixels, name
 
 @pytest.mark.parametrize("name", MODELS)
 def test_model_in_native_runtime_and_onnx_agrees(models, pixels, name):
-    """Up to the rounding of ResNet50's activations, which only ONNX Runtime rounds to eight bits."""
+    """Up to ResNet50's activations, which only ONNX Runtime rounds to eight bits."""
     native = models[name, "native"].predict_proba(pixels)
     onnx = models[name, "onnx"].predict_proba(pixels)
     assert np.abs(native - onnx).max() < (0.2 if name == "resnet50" else 1e-4)
