@@ -1,4 +1,4 @@
-"""Six X-rays of FracAtlas, for the page and for what must not depend on the training data.
+"""Six X-rays of FracAtlas, for the page and for what must not depend on the images of the types.
 
 See examples/LICENSE.txt.
 """
