@@ -106,10 +106,10 @@ def find_weights(reference: str | Path | None) -> PretrainedWeights | None:
 def quantize(start: PretrainedWeights, recipe: Recipe, path: Path, seed: int) -> PretrainedWeights:
     """Write the pretrained trunk of a recipe so that it runs in eight bits; return what was written.
 
-    Random views of the examples calibrate it, so that no image of the types does. Does nothing if the file
-    is there. Raises InvalidModel if the weights do not fit.
+    Its graph lies beside `path`, as .onnx. Random views of the examples calibrate it, so that no image of the
+    types does. Does nothing if both files are there. Raises InvalidModel if the weights do not fit.
     """
-    if not path.exists():
+    if not (path.exists() and path.with_suffix(".onnx").exists()):
         from fracture_lib.models.keras import write_int8_trunk
 
         images = [content(example) for example in EXAMPLES.values()]

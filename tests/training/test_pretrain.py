@@ -15,8 +15,8 @@ from fracture_lib.models import pytorch as pytorch_models
 from fracture_lib.models.report import EvaluationReport
 from fracture_lib.training import pretrain as pretrain_module
 from fracture_lib.training.learner import build_learner
-from fracture_lib.training.pretrain import find_weights, pretrain
-from fracture_lib.training.recipes import PRETRAINING
+from fracture_lib.training.pretrain import PretrainedWeights, find_weights, pretrain, quantize
+from fracture_lib.training.recipes import PRETRAINING, RECIPES
 from fracture_lib.training.trainer import train
 from tests.helpers.training import tiny_recipe, write_random_resnet50
 
@@ -224,3 +224,24 @@ def test_keras_learner_with_more_layers_than_its_own_raises_invalid_model(tmp_pa
     build_learner("pytorch-cnn", recipe, 0, None).save_trunk(path, "test")
     with pytest.raises(InvalidModel, match="does not hold the blocks"):
         build_learner("tensorflow-cnn", replace(recipe, architecture=architecture), 0, path)
+
+
+def test_quantize_writes_a_trunk_once_but_again_if_its_graph_is_missing(tmp_path, monkeypatch):
+    calls = []
+
+    def write(architecture, pretrained, pixels, path, source):
+        calls.append((pretrained, pixels.shape, source))
+        path.touch()
+        path.with_suffix(".onnx").touch()
+
+    monkeypatch.setattr(keras_models, "write_int8_trunk", write)
+    start, path = (
+        PretrainedWeights(tmp_path / "start.safetensors", "Test", "0"),
+        tmp_path / "trunk.safetensors",
+    )
+    for _ in range(2):
+        assert quantize(start, RECIPES["resnet50"], path, 0) == replace(start, path=path)
+    assert calls == [(start.path, (64, 1, 128, 128), "Test")]
+    path.with_suffix(".onnx").unlink()
+    quantize(start, RECIPES["resnet50"], path, 0)
+    assert len(calls) == 2
