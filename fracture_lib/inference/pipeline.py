@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fracture_lib.data.examples import EXAMPLES
 from fracture_lib.errors import FractureError, InvalidArgument, InvalidImage, ModelUnavailable, UnknownModel
 from fracture_lib.hub import BUNDLE, HUB_PREFIX, Reference, Runtime
 from fracture_lib.inference.fracture import FractureResult, to_fracture_result
@@ -26,6 +25,7 @@ from fracture_lib.inference.prediction import ComparisonResult, to_prediction
 from fracture_lib.io.image import ImageSource, LoadedImage, load_image, trim
 from fracture_lib.io.views import (
     FAST_VIEWS,
+    INPUT_SIZE,
     VIEWS,
     View,
     make_detector_input,
@@ -108,7 +108,7 @@ class InferencePipeline:
         A model that fails to load is reported when it is used.
         """
         try:
-            self.predict(next(iter(EXAMPLES.values())), skip_ood_check=True)
+            self.predict(np.eye(INPUT_SIZE), name="warm-up", skip_ood_check=True)
         except Exception as error:  # whatever happened, the page must not wait for it
             logger.error("Warming up failed: %s", error)
         finally:
