@@ -235,7 +235,8 @@ class Learner:
         return loss.item()
 
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        return _run(self.model, features)[0]
+        # A copy: whoever keeps many small results must not keep PyTorch's memory around them.
+        return _run(self.model, features)[0].copy()
 
     def get_weights(self) -> list[NDArray[Any]]:
         return [tensor.cpu().numpy().copy() for tensor in self.model.state_dict().values()]
