@@ -192,6 +192,8 @@ def load_pretrained(model: keras.Model, path: Path) -> None:
         with safe_open(path, "np") as file:
             is_normalized = "no mean/std" not in (file.metadata() or {}).get("input", "")
             tensors = {key: file.get_tensor(key).astype(np.float32) for key in file.keys()}  # noqa: SIM118
+        if damaged := [key for key, tensor in tensors.items() if not np.isfinite(tensor).all()]:
+            raise ValueError(f"{damaged[0]} is not finite")
         kernel = tensors["conv1.weight"]  # [64, 3, 7, 7], or [64, 1, 7, 7] after `save_trunk`
         if is_normalized:
             mean, std = (np.array(v, np.float32)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))

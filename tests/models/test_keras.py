@@ -139,6 +139,15 @@ def test_resnet50_learner_with_weights_of_another_network_raises_invalid_model(t
         build_learner("resnet50", RECIPES["resnet50"], 0, tmp_path / "w.safetensors")
 
 
+@pytest.mark.slow
+def test_resnet50_learner_with_weights_that_are_not_finite_raises_invalid_model(pretrained, tmp_path):
+    tensors = load_torch_file(pretrained[0])
+    tensors["bn1.running_mean"][3] = float("nan")
+    save_torch_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(InvalidModel, match=r"\(bn1\.running_mean is not finite\)\. Give another file"):
+        build_learner("resnet50", RECIPES["resnet50"], 0, tmp_path / "w.safetensors")
+
+
 def test_resnet50_learner_without_pretrained_weights_raises_invalid_argument():
     with pytest.raises(InvalidArgument, match="starts from pretrained weights"):
         build_learner("resnet50", RECIPES["resnet50"], 0, None)
