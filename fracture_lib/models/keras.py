@@ -159,13 +159,13 @@ def write_int8_trunk(
     prepare_trunk(trunk, _channels_last(pixels))
     graph_input = keras.Input((1, INPUT_SIZE, INPUT_SIZE), name=INPUT)
     feature_map = trunk(layers.Reshape((INPUT_SIZE, INPUT_SIZE, 1))(graph_input))
-    graph = path.with_suffix(".onnx")
+    partial, graph = path.with_suffix(".partial"), path.with_suffix(".partial.onnx")
     _export(keras.Model(graph_input, layers.Permute((3, 1, 2))(feature_map)), graph)
     finish_export(graph)
     quantize_graph(graph, pixels)
-    partial = path.with_suffix(".partial")
     save_trunk(model, partial, source)
-    partial.replace(path)  # a kill while writing leaves no damaged file
+    partial.replace(path)  # a kill before this or the next line leaves one of the files missing, none damaged
+    graph.replace(path.with_suffix(".onnx"))
 
 
 # ---- training

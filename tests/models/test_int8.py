@@ -104,6 +104,7 @@ def operators_of_session(path, folder):
 
 def test_int8_trunk_computes_in_integers_what_keras_computes(weights, single_views, tmp_path):
     write_int8_trunk(ARCHITECTURE, weights, single_views, tmp_path / "trunk.safetensors", "random")
+    assert {file.name for file in tmp_path.iterdir()} == {"trunk.safetensors", "trunk.onnx"}
     operators = operators_of_session(tmp_path / "trunk.onnx", tmp_path)
     assert operators["QLinearConv"] == 11 and operators["Conv"] == operators["Add"] == 0
     graph = onnx.load(tmp_path / "trunk.onnx").graph
