@@ -149,10 +149,14 @@ def write_int8_trunk(
 
     A `Learner` that starts from the file trains its head on what the graph returns. `pixels` float32
     [N, 1, 128, 128] in 0..1 show what the network will see; `source` is stored in the metadata. Raises
-    InvalidModel.
+    InvalidModel, and ModelUnavailable on another backend of Keras than TensorFlow.
     """
     from fracture_lib.models.int8 import prepare_trunk
 
+    if keras.backend.backend() != "tensorflow":  # others export BatchNorms that integers cannot follow
+        raise ModelUnavailable(
+            "resnet50 is trained with Keras on TensorFlow only. Install tensorflow and unset KERAS_BACKEND."
+        )
     model = build(architecture, len(CLASSES))
     load_pretrained(model, pretrained)
     trunk = keras.Model(model.input, stage_output(model, architecture["n_stages"]))

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
+from fracture_lib.errors import ModelUnavailable
 from fracture_lib.models.int8 import MAX_WEIGHT, prepare_trunk, round_kernel
 from fracture_lib.models.keras import write_int8_trunk
 from fracture_lib.models.keras_networks import build, keras, layers, load_pretrained, stage_output
@@ -100,6 +101,14 @@ def operators_of_session(path, folder):
     options.log_severity_level = 3  # the file is for this machine only, says a warning
     onnxruntime.InferenceSession(path, options)
     return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
+
+
+def test_int8_trunk_on_another_backend_than_tensorflow_is_not_written(
+    weights, single_views, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    with pytest.raises(ModelUnavailable, match=r"on TensorFlow only\. Install tensorflow"):
+        write_int8_trunk(ARCHITECTURE, weights, single_views, tmp_path / "trunk.safetensors", "random")
 
 
 def test_int8_trunk_computes_in_integers_what_keras_computes(weights, single_views, tmp_path):
