@@ -14,7 +14,7 @@ from fracture_lib.data.synthetic import synthetic_radiograph
 from tests.helpers.app_runner import running_app
 from tests.helpers.hub_server import serve
 
-with suppress(ImportError):  # as in fracture_lib.models.keras, before any test imports TensorFlow
+with suppress(ImportError):  # as in fracture_lib.models.keras_networks, before any test imports TensorFlow
     importlib.import_module("triton")
 
 

@@ -5,6 +5,7 @@ A model that starts from them has seen thousands of radiographs more than the fr
 
 import hashlib
 from dataclasses import asdict, dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +18,15 @@ from fracture_lib.errors import InvalidArgument, InvalidModel
 from fracture_lib.hub import resolve_pretrained
 from fracture_lib.io.image import content
 from fracture_lib.registry import MODELS
-from fracture_lib.training.augment import augment
 from fracture_lib.training.callbacks import Checkpoint, ProgressBar, WeightAverage, check_same_run
 from fracture_lib.training.learner import build_learner, check_name_and_seed
 from fracture_lib.training.loop import fit
 from fracture_lib.training.recipes import PRETRAINING, Recipe
-from fracture_lib.training.sampling import make_sampler
+from fracture_lib.training.sampling import augment_all, make_sampler
 
 __all__ = ["PretrainedWeights", "find_weights", "pretrain", "quantize"]
 
-N_CALIBRATION_VIEWS = 64
-
+N_CALIBRATION_VIEWS = 64  # of the examples
 FRACTURED_REPEATS = 3  # how often an epoch shows an image with a fracture, for one view of any other
 
 
@@ -114,9 +113,6 @@ def quantize(start: PretrainedWeights, recipe: Recipe, path: Path, seed: int) ->
 
         images = [content(example) for example in EXAMPLES.values()]
         rng = np.random.default_rng(seed)
-        views = [
-            augment(images[i % len(images)], recipe.augmentation, rng)[None]
-            for i in range(N_CALIBRATION_VIEWS)
-        ]
+        views = [*augment_all(islice(cycle(images), N_CALIBRATION_VIEWS), recipe.augmentation, rng)]
         write_int8_trunk(recipe.architecture, start.path, np.stack(views), path, start.source)
     return replace(start, path=path)

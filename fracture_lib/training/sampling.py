@@ -13,7 +13,7 @@ from fracture_lib.training.augment import Augmentation, augment
 from fracture_lib.training.learner import Learner, compute_features
 from fracture_lib.training.recipes import Recipe
 
-__all__ = ["Sampler", "make_sampler"]
+__all__ = ["Sampler", "augment_all", "make_sampler"]
 
 # (indices int64 [B], generator) -> features float32 [B, ...] of one random view per image
 Sampler: TypeAlias = Callable[[NDArray[np.int64], np.random.Generator], NDArray[np.float32]]
@@ -27,7 +27,7 @@ def make_sampler(learner: Learner, recipe: Recipe, images: StoredArrays, seed: i
     """
     if not recipe.n_cached_views:
         return lambda indices, rng: learner.features(
-            np.stack([*_augment_all((images[i] for i in indices), recipe.augmentation, rng)])
+            np.stack([*augment_all((images[i] for i in indices), recipe.augmentation, rng)])
         )
     if not cache.exists():
         _write_views(learner, recipe, images, seed, cache)
@@ -35,7 +35,7 @@ def make_sampler(learner: Learner, recipe: Recipe, images: StoredArrays, seed: i
     return lambda indices, rng: views[rng.integers(len(views), size=len(indices)), indices].astype(np.float32)
 
 
-def _augment_all(
+def augment_all(
     images: Iterable[NDArray[np.float32]], strength: Augmentation, rng: np.random.Generator
 ) -> Iterator[NDArray[np.float32]]:
     """Yield one random view [1, 128, 128] of each image."""
@@ -47,9 +47,9 @@ def _write_views(learner: Learner, recipe: Recipe, images: StoredArrays, seed: i
 
     def features(view: int) -> Iterator[NDArray[np.float32]]:
         rng = np.random.default_rng((seed, view))
-        return compute_features(learner, _augment_all(images, recipe.augmentation, rng))
+        return compute_features(learner, augment_all(images, recipe.augmentation, rng))
 
-    one_view = _augment_all([images[0]], recipe.augmentation, np.random.default_rng(seed))
+    one_view = augment_all([images[0]], recipe.augmentation, np.random.default_rng(seed))
     shape = (recipe.n_cached_views, len(images), *next(compute_features(learner, one_view)).shape)
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:  # not a memory map: on a full disk, that kills the process
