@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+from tqdm import tqdm, trange
 
+from fracture_lib.errors import InvalidModel
 from fracture_lib.models.functional import Floats
 from fracture_lib.models.keras_networks import keras, layers
 
@@ -28,6 +30,7 @@ MAX_WEIGHT = 64
 RANGE_PERCENTILE = 99.9  # of a channel's activations: its range
 BOUND_PERCENTILE = 99.95  # of all activations of a layer: their bound
 MIN_RANGE = 1e-3  # of a channel, as a share of the largest
+MIN_BOUND = 1e-6  # of a layer whose activations are all zero
 DAMPING = 0.01  # added to the inputs' correlations, as a share of their mean square
 CHUNK = 16  # images at once
 
@@ -45,7 +48,8 @@ def prepare_trunk(trunk: keras.Model, pixels: Floats) -> None:
     """Equalize, bound and round the first stages of a `keras_networks.resnet50`, in place.
 
     `pixels` float32 [N, 128, 128, 1] in 0..1 are what the network will see. The kernels become integers of
-    -64 to 64, whose scales the BatchNorms behind them take over.
+    -64 to 64, whose scales the BatchNorms behind them take over. Raises InvalidModel if activations are not
+    finite.
     """
     names = [layer.name for layer in trunk.layers if isinstance(layer, layers.ReLU)]
     probe = keras.Model(trunk.input, [trunk.get_layer(name).output for name in names])
@@ -53,11 +57,13 @@ def prepare_trunk(trunk: keras.Model, pixels: Floats) -> None:
     activations = {
         name: np.concatenate(parts) for name, parts in zip(names, zip(*chunks, strict=True), strict=True)
     }
+    if damaged := [name for name, array in activations.items() if not np.isfinite(array).all()]:
+        raise InvalidModel(f"the output of its layer {damaged[0]} is not finite")
     for channels in _list_channels(trunk):
         scale = _equalize(trunk, channels, activations)
         for name in channels.activations:
             bound = np.percentile(activations[name] / scale, BOUND_PERCENTILE)
-            trunk.get_layer(name).max_value = float(bound)
+            trunk.get_layer(name).max_value = float(bound) or MIN_BOUND
     _round_kernels(trunk, pixels)
 
 
@@ -88,15 +94,18 @@ def _equalize(trunk: keras.Model, channels: _Channels, activations: dict[str, Fl
     )
     kernels = {name: trunk.get_layer(name).get_weights()[0] for name in channels.readers}
     weights = np.max([_largest_shares(kernel) for kernel in kernels.values()], axis=0)
-    scale = np.sqrt(
-        np.maximum(ranges, MIN_RANGE * ranges.max()) / np.maximum(weights, MIN_RANGE * weights.max())
-    ).astype(np.float32)
+    scale = np.sqrt(_at_least_a_share(ranges) / _at_least_a_share(weights)).astype(np.float32)
     for name in channels.norms:
         gamma, beta, mean, variance = trunk.get_layer(name).get_weights()
         trunk.get_layer(name).set_weights([gamma / scale, beta / scale, mean, variance])
     for name, kernel in kernels.items():
         trunk.get_layer(name).set_weights([kernel * scale[:, None]])
     return scale
+
+
+def _at_least_a_share(values: Floats) -> Floats:
+    """Return values [C] of which none is below MIN_RANGE of the largest; ones if all are zero."""
+    return np.maximum(values, MIN_RANGE * values.max()) if values.any() else np.ones_like(values)
 
 
 def _largest_shares(kernel: Floats) -> Floats:
@@ -110,11 +119,11 @@ def _round_kernels(trunk: keras.Model, pixels: Floats) -> None:
     convolutions = [layer for layer in trunk.layers if isinstance(layer, layers.Conv2D)]
     probe = keras.Model(trunk.input, [layer.input for layer in convolutions])
     correlations: list[Any] = [0.0] * len(convolutions)
-    for start in range(0, len(pixels), CHUNK):
+    for start in trange(0, len(pixels), CHUNK, desc="8-bit activations"):
         for i, inputs in enumerate(probe.predict_on_batch(pixels[start : start + CHUNK])):
             patches = _patches(inputs, convolutions[i])
             correlations[i] = correlations[i] + patches.T @ patches
-    for layer, correlation in zip(convolutions, correlations, strict=True):
+    for layer, correlation in zip(tqdm(convolutions, "8-bit weights"), correlations, strict=True):
         kernel = layer.get_weights()[0]
         integers, step = round_kernel(kernel.reshape(-1, kernel.shape[-1]), correlation)
         layer.set_weights([integers.reshape(kernel.shape)])

@@ -1,6 +1,7 @@
 """Keras 3: inference, files (model.keras, model.onnx) and training of the networks in `keras_networks`."""
 
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,10 +22,11 @@ from fracture_lib.models.keras_networks import (
     layers,
     load_blocks,
     load_pretrained,
+    read_int8_graph,
     save_trunk,
     stage_output,
 )
-from fracture_lib.models.onnx import INPUT, OUTPUTS, open_session
+from fracture_lib.models.onnx import INPUT, OUTPUTS, create_session
 from fracture_lib.models.onnx_export import finish_export, join_graphs, quantize_graph
 
 __all__ = ["Learner", "load", "write_int8_trunk"]
@@ -127,8 +129,8 @@ def _export_onnx(model: keras.Model, path: Path) -> None:
     finish_export(path)
 
 
-def _export_int8(model: keras.Model, trunk: Path, path: Path) -> None:
-    """Write the same graph with a trunk that `write_int8_trunk` wrote."""
+def _export_int8(model: keras.Model, trunk: bytes, path: Path) -> None:
+    """Write the same graph with a trunk's, which `write_int8_trunk` wrote."""
     _, height, width, channels = model.get_layer("feature_map").output.shape
     features = keras.Input((channels, height, width))
     head = keras.Model(model.get_layer("feature_map").output, model.get_layer("logits").output)
@@ -139,13 +141,15 @@ def _export_int8(model: keras.Model, trunk: Path, path: Path) -> None:
 
 def _export(model: keras.Model, path: Path) -> None:
     model.predict_on_batch(np.zeros((1, *model.input.shape[1:]), np.float32))  # builds it
-    model.export(path, format="onnx", verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of Keras's use of NumPy
+        model.export(path, format="onnx", verbose=False)
 
 
 def write_int8_trunk(
     architecture: Mapping[str, Any], pretrained: Path, pixels: NDArray[np.float32], path: Path, source: str
 ) -> None:
-    """Write the frozen trunk of a ResNet50 to a safetensors file, and its int8 graph beside that, as .onnx.
+    """Write the frozen trunk of a ResNet50 and its int8 graph to a safetensors file.
 
     A `Learner` that starts from the file trains its head on what the graph returns. `pixels` float32
     [N, 1, 128, 128] in 0..1 show what the network will see; `source` is stored in the metadata. Raises
@@ -160,16 +164,20 @@ def write_int8_trunk(
     model = build(architecture, len(CLASSES))
     load_pretrained(model, pretrained)
     trunk = keras.Model(model.input, stage_output(model, architecture["n_stages"]))
-    prepare_trunk(trunk, _channels_last(pixels))
+    try:
+        prepare_trunk(trunk, _channels_last(pixels))
+    except InvalidModel as error:
+        raise InvalidModel(f"{pretrained.name} does not work: {error}. Give another file.") from error
     graph_input = keras.Input((1, INPUT_SIZE, INPUT_SIZE), name=INPUT)
     feature_map = trunk(layers.Reshape((INPUT_SIZE, INPUT_SIZE, 1))(graph_input))
-    partial, graph = path.with_suffix(".partial"), path.with_suffix(".partial.onnx")
-    _export(keras.Model(graph_input, layers.Permute((3, 1, 2))(feature_map)), graph)
-    finish_export(graph)
-    quantize_graph(graph, pixels)
-    save_trunk(model, partial, source)
-    partial.replace(path)  # a kill before this or the next line leaves one of the files missing, none damaged
-    graph.replace(path.with_suffix(".onnx"))
+    partial = path.with_suffix(".partial")
+    with tempfile.TemporaryDirectory() as scratch:
+        graph = Path(scratch) / "trunk.onnx"
+        _export(keras.Model(graph_input, layers.Permute((3, 1, 2))(feature_map)), graph)
+        finish_export(graph)
+        quantize_graph(graph, pixels)
+        save_trunk(model, partial, source, graph.read_bytes())
+    partial.replace(path)  # a kill while writing leaves no damaged file
 
 
 # ---- training
@@ -210,7 +218,7 @@ class Learner:
         keras.utils.set_random_seed(seed)
         self.model = build(architecture, n_outputs)
         self.trunk, trunk_output = None, self.model.input
-        self.int8_trunk: Path | None = None
+        self.int8_graph: bytes | None = None
         if "tuned_stages" in architecture:
             if pretrained is None:
                 raise InvalidArgument("A ResNet50 starts from pretrained weights. Give their file.")
@@ -218,10 +226,12 @@ class Learner:
             n_frozen_stages = architecture["n_stages"] - architecture["tuned_stages"]
             trunk_output = stage_output(self.model, n_frozen_stages)
             self.trunk = keras.Model(self.model.input, trunk_output)
-            graph = pretrained.with_suffix(".onnx")  # that `write_int8_trunk` wrote
-            if graph.exists() and not architecture["tuned_stages"]:
-                self.int8_trunk = graph
-                self._int8_session = open_session(graph)
+            if not architecture["tuned_stages"] and (graph := read_int8_graph(pretrained)):
+                self.int8_graph = graph
+                try:
+                    self._int8_session = create_session(graph)
+                except Exception as error:  # onnxruntime's exceptions share no public base
+                    raise InvalidModel(f"{pretrained.name} is damaged. Delete it and start again.") from error
         elif pretrained:
             load_blocks(self.model, pretrained)
         self.tail = keras.Model(trunk_output, self.model.get_layer("logits").output)
@@ -253,7 +263,7 @@ class Learner:
     def features(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.trunk is None:
             return pixels
-        if self.int8_trunk:
+        if self.int8_graph:
             (feature_map,) = self._int8_session.run(OUTPUTS[1:], {INPUT: pixels})
             return np.ascontiguousarray(feature_map.transpose(0, 2, 3, 1))
         return np.asarray(self.trunk.predict_on_batch(_channels_last(pixels)))
@@ -301,7 +311,7 @@ class Learner:
         self.model.save(folder / WEIGHTS)
         _compress(folder / WEIGHTS)
         write_head(folder, _head(self.model))
-        if self.int8_trunk:
-            _export_int8(self.model, self.int8_trunk, folder / "model.onnx")
+        if self.int8_graph:
+            _export_int8(self.model, self.int8_graph, folder / "model.onnx")
         else:
             _export_onnx(self.model, folder / "model.onnx")

@@ -39,6 +39,7 @@ __all__ = [
     "layers",
     "load_blocks",
     "load_pretrained",
+    "read_int8_graph",
     "resnet50",
     "save_trunk",
     "stage_output",
@@ -46,6 +47,7 @@ __all__ = [
     "trunk_layers",
 ]
 
+INT8_GRAPH = "int8_graph"  # the name of a tensor uint8 [n] in a file of `save_trunk`
 GRAY_INPUT = "one gray channel in 0..1, no mean/std"  # in the metadata of `save_trunk`'s files
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -191,9 +193,10 @@ def load_pretrained(model: keras.Model, path: Path) -> None:
     try:
         with safe_open(path, "np") as file:
             is_normalized = "no mean/std" not in (file.metadata() or {}).get("input", "")
-            tensors = {key: file.get_tensor(key).astype(np.float32) for key in file.keys()}  # noqa: SIM118
-        if damaged := [key for key, tensor in tensors.items() if not np.isfinite(tensor).all()]:
-            raise ValueError(f"{damaged[0]} is not finite")
+            names = set(file.keys()) - {INT8_GRAPH}
+            tensors = {name: file.get_tensor(name).astype(np.float32) for name in names}
+        if damaged := [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]:
+            raise ValueError(f"{min(damaged)} is not finite")
         kernel = tensors["conv1.weight"]  # [64, 3, 7, 7], or [64, 1, 7, 7] after `save_trunk`
         if is_normalized:
             mean, std = (np.array(v, np.float32)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
@@ -256,6 +259,16 @@ def _pytorch_name(layer: keras.Layer) -> str:
     return ".".join(name.split("_", 2)) if name.startswith("layer") else name
 
 
-def save_trunk(model: keras.Model, path: Path, source: str) -> None:
-    """Write the layers before the head to a file that `load_pretrained` or `load_blocks` reads."""
-    write_tensors(path, _get_trunk(model), {"source": source, "input": GRAY_INPUT})
+def save_trunk(model: keras.Model, path: Path, source: str, int8_graph: bytes | None = None) -> None:
+    """Write the layers before the head to a file that `load_pretrained` or `load_blocks` reads.
+
+    `int8_graph` is an ONNX file with the same layers in 8-bit integers, which `read_int8_graph` returns.
+    """
+    graph = {} if int8_graph is None else {INT8_GRAPH: np.frombuffer(int8_graph, np.uint8)}
+    write_tensors(path, _get_trunk(model) | graph, {"source": source, "input": GRAY_INPUT})
+
+
+def read_int8_graph(path: Path) -> bytes | None:
+    """Return the ONNX graph in a file of `save_trunk`, None if it has none."""
+    with safe_open(path, "np") as file:
+        return file.get_tensor(INT8_GRAPH).tobytes() if INT8_GRAPH in file.keys() else None  # noqa: SIM118

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fracture_lib.errors import InvalidModel, ModelUnavailable
 from fracture_lib.models.forward import Forward
 
-__all__ = ["INPUT", "OUTPUTS", "THREADS", "load", "open_session"]
+__all__ = ["INPUT", "OUTPUTS", "THREADS", "create_session", "load", "open_session"]
 
 INPUT = "pixel_values"
 OUTPUTS = ("logits", "feature_map")
@@ -45,11 +45,16 @@ def open_session(path: Path, threads: int | None = None) -> onnxruntime.Inferenc
     """Return a session of an ONNX file in a model folder; by default with THREADS. Raises InvalidModel."""
     if not path.exists():
         raise InvalidModel(f"{path.parent.name} has no {path.name}; export the model again.")
+    try:
+        return create_session(path, threads)
+    except Exception as error:  # onnxruntime's exceptions share no public base
+        raise InvalidModel(f"{path.parent.name}/{path.name} cannot be read. Download it again.") from error
+
+
+def create_session(model: Path | bytes, threads: int | None = None) -> onnxruntime.InferenceSession:
+    """Return a session of an ONNX file or of the content of one. Raises exceptions of ONNX Runtime."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS if threads is None else threads
     # A thread that spins while it waits takes the core from another visitor.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no public base
-        raise InvalidModel(f"{path.parent.name}/{path.name} cannot be read. Download it again.") from error
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -1,5 +1,8 @@
 """Bring what a framework exports to the signature of `models.onnx`, and a trunk to eight bits."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -57,18 +60,34 @@ def quantize_graph(path: Path, pixels: NDArray[np.float32]) -> None:
     """
     model = onnx.load(path)
     _clip_instead_of_minimum(model)
-    quantize_static(
-        model,
-        path,
-        _Chunks(pixels),
-        op_types_to_quantize=["Add", "Clip", "Conv", "MaxPool", "Pad", "Relu"],
-        per_channel=True,
-        reduce_range=True,
-        # With signed activations, ONNX Runtime computes many convolutions in float32.
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        extra_options={"WeightSymmetric": True},
-    )
+    with _without_root_warnings():  # they recommend pre-processing, which this graph does not need
+        quantize_static(
+            model,
+            path,
+            _Chunks(pixels),
+            op_types_to_quantize=["Add", "Clip", "Conv", "MaxPool", "Pad", "Relu"],
+            per_channel=True,
+            reduce_range=True,
+            # With signed activations, ONNX Runtime computes many convolutions in float32.
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={"WeightSymmetric": True},
+        )
+
+
+@contextmanager
+def _without_root_warnings() -> Iterator[None]:
+    """Drop what ONNX Runtime logs as a warning with the root logger."""
+    root = logging.getLogger()
+    root.addFilter(_is_above_warning)
+    try:
+        yield
+    finally:
+        root.removeFilter(_is_above_warning)
+
+
+def _is_above_warning(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.WARNING
 
 
 def _clip_instead_of_minimum(model: onnx.ModelProto) -> None:
@@ -91,9 +110,9 @@ def _clip_instead_of_minimum(model: onnx.ModelProto) -> None:
         graph.initializer.remove(tensor)
 
 
-def join_graphs(trunk: Path, head: Path, out: Path) -> None:
+def join_graphs(trunk: bytes, head: Path, out: Path) -> None:
     """Write the graph that gives a trunk's feature map to a head, with both outputs."""
-    first, second = onnx.load(trunk), compose.add_prefix(onnx.load(head), "head_")
+    first, second = onnx.load_from_string(trunk), compose.add_prefix(onnx.load(head), "head_")
     (feature_map,), (logits,) = first.graph.output, second.graph.output
     onnx.save(
         compose.merge_models(

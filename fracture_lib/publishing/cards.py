@@ -9,7 +9,7 @@ import jinja2  # noqa: F401, as huggingface_hub's templates need it: without it,
 
 from fracture_lib.data.dataset import LabelledImages
 from fracture_lib.errors import InvalidData, InvalidModel
-from fracture_lib.hub import BUNDLE, FILES_BY_RUNTIME, HUB_PREFIX, is_repo_id, split_revision
+from fracture_lib.hub import BUNDLE, FILES_BY_RUNTIME, HUB_PREFIX, LOCAL_PREFIX, is_repo_id, split_revision
 from fracture_lib.io.views import VIEWS
 from fracture_lib.labels import CLASSES
 from fracture_lib.models.config import read_config
@@ -115,12 +115,12 @@ def write_card(folder: str | Path) -> Path:
 def render_card(folder: str | Path, repo: str | None = None) -> str:
     """Return the card of the model or the detector in `folder` for the Hub repository `repo`, "owner/name".
 
-    Without `repo`, the card's examples load the model from the bundle. Raises InvalidModel if the folder
-    was not written by training.
+    Without `repo`, the card's examples load the model from the bundle or from a folder named as this one.
+    Raises InvalidModel if the folder was not written by training.
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     if is_detector(folder):
         return render_detector_card(DetectorReport.read(folder), repo)
     config, report = read_config(folder), EvaluationReport.read(folder)
@@ -128,6 +128,9 @@ def render_card(folder: str | Path, repo: str | None = None) -> str:
     assert report.data and report.training  # checked above
     spec, data = MODELS[config.model_name], report.data
     bone_break = data.fingerprint == BONE_BREAK
+    place, reference = folder.name, f"{LOCAL_PREFIX}{folder.name}"
+    if folder.parent == BUNDLE.resolve():
+        place, reference = f"fracture_lib/bundle/{spec.name}", spec.name
     card_data = ModelCardData(
         model_name=f"Fracture classification: {spec.name}",
         license="cc-by-4.0" if bone_break else "unknown",  # other data may have other terms
@@ -149,7 +152,7 @@ def render_card(folder: str | Path, repo: str | None = None) -> str:
             for metric in METRICS
         ],
         datasets=[split_revision(data.hub)[0]] if data.hub else None,
-        base_model=_base_model(spec, report.training.pretrained),
+        base_model=_base_model(report.training.pretrained),
         widget=[_widget_example(repo)] if repo else None,
     )
     card = ModelCard.from_template(
@@ -161,6 +164,8 @@ def render_card(folder: str | Path, repo: str | None = None) -> str:
         classes=CLASSES,
         bone_break=bone_break,
         repo=repo,
+        reference=f"{HUB_PREFIX}{repo}" if repo else reference,
+        place=place,
         majority=f"{100 * max(row.n for row in report.per_class) / report.n:.1f} %",
         reference_accuracy=_format_reference(spec),
         train_accuracy=_train_accuracy(report),
@@ -197,12 +202,10 @@ def _dataset_name(data: DataSummary) -> str:
     return f"dataset with fingerprint {data.fingerprint[:16]}"
 
 
-def _base_model(spec: ModelSpec, pretrained: str | None) -> str | None:
+def _base_model(pretrained: str | None) -> str | None:
     """Return the Hub repository of the weights that training started from, "owner/name"."""
-    if not pretrained:
-        return None
-    repo, _ = split_revision(pretrained.removeprefix(HUB_PREFIX))
-    return repo if is_repo_id(repo) else (spec.pretrained or "").removeprefix(HUB_PREFIX) or None
+    repo, _ = split_revision((pretrained or "").removeprefix(HUB_PREFIX))
+    return repo if is_repo_id(repo) else None
 
 
 def _widget_example(repo: str) -> dict[str, str]:

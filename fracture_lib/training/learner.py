@@ -18,6 +18,7 @@ __all__ = [
     "Logits",
     "build_learner",
     "check_name_and_seed",
+    "check_pretrained",
     "check_seed",
     "compute_features",
     "compute_logits",
@@ -119,6 +120,11 @@ def build_learner(
         pretrained=pretrained,
         n_outputs=n_outputs,
     )
+
+
+def check_pretrained(name: str, recipe: Recipe, pretrained: Path) -> None:
+    """Raise InvalidModel if the model `name` cannot start from the file `pretrained`."""
+    build_learner(name, recipe, 0, pretrained)
 
 
 def compute_features(

@@ -58,7 +58,6 @@ def pretrain(
     atlas = load_fracatlas(data)
     start = find_weights(pretrained or MODELS[name].pretrained)
     checkpoint, run, partial = (out.with_suffix(end) for end in (".checkpoint", ".run.json", ".partial"))
-    out.parent.mkdir(parents=True, exist_ok=True)
     settings = {
         "model": name,
         "seed": seed,
@@ -66,9 +65,10 @@ def pretrain(
         "data": atlas.fingerprint,
         "pretrained": start.sha256 if start else None,
     }
+    learner = build_learner(name, recipe, seed, start.path if start else None, n_outputs=len(FINDINGS))
+    out.parent.mkdir(parents=True, exist_ok=True)
     check_same_run(run, settings)
 
-    learner = build_learner(name, recipe, seed, start.path if start else None, n_outputs=len(FINDINGS))
     indices = np.concatenate(
         [np.flatnonzero(~atlas.fractured), *FRACTURED_REPEATS * [np.flatnonzero(atlas.fractured)]]
     )
@@ -105,10 +105,10 @@ def find_weights(reference: str | Path | None) -> PretrainedWeights | None:
 def quantize(start: PretrainedWeights, recipe: Recipe, path: Path, seed: int) -> PretrainedWeights:
     """Write the pretrained trunk of a recipe so that it runs in eight bits; return what was written.
 
-    Its graph lies beside `path`, as .onnx. Random views of the examples calibrate it, so that no image of the
-    types does. Does nothing if both files are there. Raises InvalidModel if the weights do not fit.
+    Random views of the examples calibrate it, so that no image of the types does. Does nothing if `path`
+    exists. Raises InvalidModel if the weights do not fit.
     """
-    if not (path.exists() and path.with_suffix(".onnx").exists()):
+    if not path.exists():
         from fracture_lib.models.keras import write_int8_trunk
 
         images = [content(example) for example in EXAMPLES.values()]

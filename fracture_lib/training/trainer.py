@@ -52,6 +52,7 @@ from fracture_lib.training.learner import (
     Learner,
     build_learner,
     check_name_and_seed,
+    check_pretrained,
     compute_features,
     compute_view_logits,
     pixels_to_logits,
@@ -104,7 +105,10 @@ def train(
             f"n_measured_folds is {n_measured_folds}; use 1 to n_folds, which is {n_folds}."
         )
     recipe, out = recipe or RECIPES[name], Path(out)
-    start = find_weights(pretrained or MODELS[name].pretrained)  # before the images, which take longer
+    # Before the images, which take longer, and before anything is written
+    start = find_weights(pretrained or MODELS[name].pretrained)
+    if start:
+        check_pretrained(name, recipe, start.path)
     images = load_dataset_folder(data, split)
     folds = assign_folds(images, n_folds)
     pretraining = None

@@ -1,17 +1,27 @@
 """Eight-bit trunks: each preparation by itself, and the graph that results."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from onnx import numpy_helper
+from safetensors.numpy import load_file, save_file
 
-from fracture_lib.errors import ModelUnavailable
+from fracture_lib.errors import InvalidModel, ModelUnavailable
 from fracture_lib.models.int8 import MAX_WEIGHT, prepare_trunk, round_kernel
 from fracture_lib.models.keras import write_int8_trunk
-from fracture_lib.models.keras_networks import build, keras, layers, load_pretrained, stage_output
+from fracture_lib.models.keras_networks import (
+    build,
+    keras,
+    layers,
+    load_pretrained,
+    read_int8_graph,
+    save_trunk,
+    stage_output,
+)
 from fracture_lib.training.learner import build_learner
 from fracture_lib.training.recipes import RECIPES
 from tests.helpers.training import write_random_resnet50
@@ -94,12 +104,48 @@ def test_prepared_trunk_has_integer_kernels_bounds_and_similar_channels(weights,
     assert np.nanmedian(similarity) > 0.95
 
 
-def operators_of_session(path, folder):
+@pytest.mark.parametrize("silent", ["layer1.1.bn2", "bn1"], ids=["inside-a-block", "between-blocks"])
+def test_trunk_with_a_silent_layer_is_prepared(weights, single_views, tmp_path, silent):
+    tensors = load_file(weights)
+    for part in ("weight", "bias"):
+        tensors[f"{silent}.{part}"] *= 0
+    save_file(tensors, tmp_path / "silent.safetensors")
+    out = tmp_path / "trunk.safetensors"
+    write_int8_trunk(ARCHITECTURE, tmp_path / "silent.safetensors", single_views, out, "random")
+    prepared = load_file(out)
+    assert all(np.isfinite(tensor).all() for tensor in prepared.values())
+    recipe = replace(RECIPES["resnet50"], architecture=ARCHITECTURE)
+    assert np.isfinite(build_learner("resnet50", recipe, 0, out).features(single_views)).all()
+
+
+def test_trunk_whose_activations_are_not_finite_is_not_written(weights, single_views, tmp_path):
+    tensors = load_file(weights)
+    tensors["layer1.0.bn1.running_var"] -= 1000
+    save_file(tensors, tmp_path / "negative.safetensors")
+    with pytest.raises(
+        InvalidModel, match=r"^negative\.safetensors .* layer layer1_0_relu1 is not finite\. Give another"
+    ):
+        write_int8_trunk(
+            ARCHITECTURE, tmp_path / "negative.safetensors", single_views, tmp_path / "out.safetensors", ""
+        )
+    assert [file.name for file in tmp_path.iterdir()] == ["negative.safetensors"]
+
+
+def test_learner_of_a_damaged_graph_names_the_file(weights, tmp_path):
+    model = build(ARCHITECTURE, 10)
+    load_pretrained(model, weights)
+    save_trunk(model, tmp_path / "trunk.safetensors", "random", b"damaged")
+    recipe = replace(RECIPES["resnet50"], architecture=ARCHITECTURE)
+    with pytest.raises(InvalidModel, match=r"^trunk\.safetensors is damaged\. Delete it and start again\."):
+        build_learner("resnet50", recipe, 0, tmp_path / "trunk.safetensors")
+
+
+def operators_of_session(graph, folder):
     """Return how often each operator runs after ONNX Runtime's optimizations."""
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(folder / "optimized.onnx")
     options.log_severity_level = 3  # the file is for this machine only, says a warning
-    onnxruntime.InferenceSession(path, options)
+    onnxruntime.InferenceSession(graph, options)
     return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
 
 
@@ -113,17 +159,18 @@ def test_int8_trunk_on_another_backend_than_tensorflow_is_not_written(
 
 def test_int8_trunk_computes_in_integers_what_keras_computes(weights, single_views, tmp_path):
     write_int8_trunk(ARCHITECTURE, weights, single_views, tmp_path / "trunk.safetensors", "random")
-    assert {file.name for file in tmp_path.iterdir()} == {"trunk.safetensors", "trunk.onnx"}
-    operators = operators_of_session(tmp_path / "trunk.onnx", tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["trunk.safetensors"]
+    graph_file = read_int8_graph(tmp_path / "trunk.safetensors")
+    operators = operators_of_session(graph_file, tmp_path)
     assert operators["QLinearConv"] == 11 and operators["Conv"] == operators["Add"] == 0
-    graph = onnx.load(tmp_path / "trunk.onnx").graph
+    graph = onnx.load_from_string(graph_file).graph
     tensors = [t for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4]
     assert len(tensors) == 11, "one per convolution"
     for tensor in tensors:
         values = numpy_helper.to_array(tensor)
         assert np.abs(values.astype(int)).max() == MAX_WEIGHT, "more would overflow without VNNI"
 
-    recipe = RECIPES["resnet50"].__class__(ARCHITECTURE, epochs=1)
+    recipe = replace(RECIPES["resnet50"], architecture=ARCHITECTURE)
     learner = build_learner("resnet50", recipe, 0, tmp_path / "trunk.safetensors")
     found = learner.features(single_views)
     expected = learner.trunk.predict_on_batch(single_views.reshape(-1, 128, 128, 1))

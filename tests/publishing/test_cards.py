@@ -109,7 +109,6 @@ def test_render_card_metadata_follows_the_hubs_vocabulary(name):
     assert data.eval_results[0].metric_value == report.accuracy.value
     assert (data.pipeline_tag, data.library_name) == ("image-classification", MODELS[name].library_name)
     assert data.license == "cc-by-4.0" and "accuracy" in data.metrics and "x-ray" in data.tags
-    assert data.base_model == ("timm/resnet50.tv_in1k" if name == "resnet50" else None)
     assert data.widget[0]["src"] == f"https://huggingface.co/{repo}/resolve/main/synthetic-spiral.png"
     assert "widget" not in ModelCard(render_card(BUNDLE / name)).data.to_dict()
 
@@ -119,7 +118,7 @@ def test_render_card_metadata_follows_the_hubs_vocabulary(name):
     [
         ("hf-hub:someone/base@v1", "someone/base"),
         ("someone/base", "someone/base"),
-        ("a file of weights", "timm/resnet50.tv_in1k"),
+        ("a file of weights", None),
         (None, None),
     ],
 )
@@ -228,16 +227,21 @@ def xray(request, image_path, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("from_hub", [True, False], ids=["hub", "bundle"])
+@pytest.mark.parametrize("place", ["hub", "bundle", "folder"])
 @pytest.mark.parametrize("name", MODELS)
-def test_card_snippets_run_and_give_the_librarys_probabilities(name, from_hub, hub, xray, capsys):
-    repo = f"someone/snippets-{name}"
-    if from_hub:
-        hub.add(repo, BUNDLE / name)
+def test_card_snippets_run_and_give_the_librarys_probabilities(name, place, hub, xray, capsys):
+    repo, folder, reference = None, BUNDLE / name, name
+    if place == "hub":
+        repo = f"someone/snippets-{name}"
+        reference = f"hf-hub:{repo}"
+        hub.add(repo, folder)
+    elif place == "folder":
+        folder = shutil.copytree(folder, xray.parent / "my-model")
+        reference = "local-dir:my-model"
     classifier = fracture_lib.load_model(name)
     expected = classifier.predict_proba(xray)[0]
     by_label = dict(zip(classifier.classes, expected, strict=True))
-    snippets = snippets_of(render_card(BUNDLE / name, repo if from_hub else None))
+    snippets = snippets_of(render_card(folder, repo))
     assert len(snippets) == 3
     for snippet in snippets:
         variables = {}
@@ -256,7 +260,7 @@ def test_card_snippets_run_and_give_the_librarys_probabilities(name, from_hub, h
             native = fracture_lib.load_model(name, runtime="native").predict_proba(xray)[0]
             np.testing.assert_allclose(printed, native, atol=1e-4)
         else:
-            assert f'load_model("{f"hf-hub:{repo}" if from_hub else name}")' in snippet
+            assert f'load_model("{reference}")' in snippet
             assert f"{expected.max():.1%}" in output
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from fracture_lib.data.dataset import load_dataset_folder, stream_pixels
 from fracture_lib.data.duplicates import perceptual_hashes
@@ -24,6 +25,7 @@ from fracture_lib.models import pytorch as pytorch_models
 from fracture_lib.models.config import read_config
 from fracture_lib.models.model import read_model
 from fracture_lib.models.report import EvaluationReport, Interval
+from fracture_lib.training.pretrain import pretrain
 from fracture_lib.training.recipes import RECIPES
 from fracture_lib.training.trainer import train
 from tests.helpers.dicom_files import dicom
@@ -229,6 +231,17 @@ def test_train_with_wrong_argument_raises_before_it_writes(dataset_folder, tmp_p
     with pytest.raises(error, match=message):
         train(**{**arguments, **options})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", [train, pretrain])
+def test_weights_of_another_network_are_named_before_anything_is_written(
+    dataset_folder, fracatlas_folder, tmp_path, command
+):
+    save_file({"conv1.weight": np.zeros((64, 3, 7, 7), np.float32)}, tmp_path / "resnet50.safetensors")
+    data = dataset_folder if command is train else fracatlas_folder
+    with pytest.raises(InvalidModel, match=r"resnet50\.safetensors does not hold the blocks"):
+        command("pytorch-cnn", data, tmp_path / "new" / "out", pretrained=tmp_path / "resnet50.safetensors")
+    assert not (tmp_path / "new").exists()
 
 
 # Networks
