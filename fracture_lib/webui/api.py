@@ -134,7 +134,10 @@ class Api:
                     known = ", ".join(ALL_MODELS)
                     raise UnknownModel(f'Unknown model "{shorten(str(name))}". Choose from {known}.')
             check_not_expired([image])
-            return self._pipeline.predict(image, models, skip_ood_check=skip_ood_check).to_dict(k)
+            result = self._pipeline.predict(
+                image, models, skip_ood_check=skip_ood_check, visuals=False
+            )
+            return result.to_dict(k)
 
     def _describe(self, name: str) -> dict[str, Any]:
         spec = MODELS.get(name)
