@@ -31,6 +31,7 @@ MAX_BLURRED = 0.05  # share of a blurred line's pixels that may be nearer to the
 MIN_BORDER = 0.05  # share of the height or width; the models were trained with narrow borders
 MAX_NESTED = 6  # flat layers cut off one after another
 LINE_SAMPLES = 1024  # pixels of a line that are compared, at most
+FLAT_SAMPLES = 32  # pixels of a line that tell at once that it is not flat
 CHUNK_LINES = 64  # lines compared at once
 
 WARNING_SIDE = 512  # of the reduced copy that the warnings are derived from
@@ -41,6 +42,7 @@ MAX_GUTTER_SHADING = 0.012  # across it; that of a bone's marrow is stronger
 MIN_GUTTER_EDGE_SHARE = 0.3
 MIN_WINDOW_LINES = 2  # straight lines across most of the image, each beside an even tone
 WINDOW_LINE_LENGTH = 0.7
+WINDOW_LINE_SAMPLING = 4  # every fourth pixel tells at once that no line is long
 WINDOW_LINE_STEP, WINDOW_LINE_EVENNESS = 0.015, 0.01
 RIM_INSETS, RIM_WIDTH = (0.0, 0.05), 0.06
 BRIGHT, MIN_BRIGHT_RIM = 0.55, 0.7
@@ -108,16 +110,26 @@ def _border_width_within(lines: Floats, tone: float, tolerance: float) -> int:
 
 def _count_flat(lines: Floats, tone: float, tolerance: float) -> int:
     """Return how many of the first lines [N, L] have the tone."""
-    for start in range(0, len(lines), CHUNK_LINES):
-        is_flat = _is_flat(lines[start : start + CHUNK_LINES], tone, tolerance)
+    start, stop = 0, 1  # one line shows that an image has no border, as most have none
+    while start < len(lines):
+        is_flat = _is_flat(lines[start:stop], tone, tolerance)
         if not is_flat.all():
             return start + int(np.argmin(is_flat))
+        start, stop = stop, stop + CHUNK_LINES
     return len(lines)
 
 
 def _is_flat(lines: Floats, tone: float | Floats, tolerance: float) -> NDArray[np.bool_]:
     """Return bool [N]: whether each of the lines [N, L] has the tone, but for a few pixels."""
     return (np.abs(lines - tone) > tolerance).mean(axis=1) <= MAX_OUTLIERS
+
+
+def _may_be_flat(lines: Floats, tolerance: float) -> NDArray[np.bool_]:
+    """Return bool [N]: false for lines [N, L] that no tone makes flat, as a sample of their pixels shows."""
+    sample = np.sort(lines[:, :: max(1, lines.shape[1] // FLAT_SAMPLES)], axis=1)
+    n_outliers = min(int(MAX_OUTLIERS * lines.shape[1]) + 1, sample.shape[1] - 1)
+    spread = sample[:, sample.shape[1] - 1 - n_outliers :] - sample[:, : n_outliers + 1]
+    return spread.min(axis=1) <= 2.001 * tolerance  # the tone may lie in the middle; float32 rounds
 
 
 def _is_straight(off_tone: NDArray[np.bool_], rest: Floats, tone: float, tolerance: float) -> bool:
@@ -162,15 +174,14 @@ def _reduce(pixels: Floats) -> Floats:
 def _has_gutter(lines: Floats) -> bool:
     """Return whether a flat strip with sharp edges crosses the lines [N, L] and divides them."""
     first, last = (round(place * len(lines)) for place in GUTTER_PLACE)
-    # Leave soon, as most images have no flat line: every fourth pixel of one is within twice the tolerance of
-    # their median, too, but for the outliers.
-    sample = lines[first:last, ::4]
-    is_off = np.abs(sample - np.median(sample, axis=1, keepdims=True)) > 2 * BLACK_TOLERANCES[-1]
-    if (is_off.sum(axis=1) > MAX_OUTLIERS * lines.shape[1]).all():
+    may_be_flat = _may_be_flat(lines, max(BLACK_TOLERANCES))
+    if not may_be_flat[first:last].any():  # as in most images
         return False
-    tones = np.median(lines, axis=1, keepdims=True)
+    tones, is_flat = np.zeros((len(lines), 1), np.float32), np.zeros(len(lines), np.bool_)
+    candidates = lines[may_be_flat]
+    tones[may_be_flat] = np.median(candidates, axis=1, keepdims=True)
     for tolerance in BLACK_TOLERANCES:
-        is_flat = _is_flat(lines, tones, tolerance)
+        is_flat[may_be_flat] = _is_flat(candidates, tones[may_be_flat], tolerance)
         changes = np.diff(is_flat) | (np.abs(np.diff(tones[:, 0])) > MAX_GUTTER_SHADING)
         for start, stop in pairwise((0, *(np.flatnonzero(changes) + 1), len(lines))):
             is_inside = max(first, GUTTER_EDGE) <= start and stop <= min(last, len(lines) - GUTTER_EDGE)
@@ -188,17 +199,29 @@ def _has_window_lines(pixels: Floats) -> bool:
     """Return whether there are as many long straight lines as between the panels of a window."""
     n = 0
     for lines in (pixels, pixels.T):
-        across = np.abs(np.diff(lines, axis=0))
-        along = np.abs(np.diff(lines, axis=1, prepend=lines[:, :1]))
-        is_even = along[1:] <= WINDOW_LINE_EVENNESS
-        is_even &= across <= WINDOW_LINE_EVENNESS  # of line i + 1 and its change from line i
-        is_even_before, is_even_after = is_even[:-2], is_even[2:]
-        is_edge = (across[1:-1] > WINDOW_LINE_STEP) & (is_even_before | is_even_after)
         min_length = WINDOW_LINE_LENGTH * lines.shape[1]
+        sample = _mark_straight_edges(lines, WINDOW_LINE_SAMPLING)
+        if not (sample.sum(axis=1) >= min_length // WINDOW_LINE_SAMPLING).any():  # as in most images
+            continue
+        is_edge = _mark_straight_edges(lines)
         is_long = is_edge.sum(axis=1) >= min_length  # of few lines, whose longest runs take time to find
         is_long[is_long] = _longest_run(is_edge[is_long]) >= min_length
         n += int((is_long & ~np.r_[False, is_long[:-1]]).sum())  # a wide line counts once
     return n >= MIN_WINDOW_LINES
+
+
+def _mark_straight_edges(lines: Floats, step: int = 1) -> NDArray[np.bool_]:
+    """Return bool [N - 3, L / step]: where every step-th pixel lies on an edge beside an even line.
+
+    The edge [i] lies between the lines i + 1 and i + 2 of `lines` [N, L].
+    """
+    sample = lines[:, ::step]
+    across = np.abs(np.diff(sample, axis=0))
+    along = np.abs(sample[1:, 1:] - lines[1:, step - 1 :: step][:, : sample.shape[1] - 1])
+    is_even = across <= WINDOW_LINE_EVENNESS  # line i + 1: its change from line i ...
+    is_even[:, 1:] &= along <= WINDOW_LINE_EVENNESS  # ... and from its own pixel before
+    is_even_before, is_even_after = is_even[:-2], is_even[2:]
+    return (across[1:-1] > WINDOW_LINE_STEP) & (is_even_before | is_even_after)
 
 
 def _longest_run(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -216,6 +239,6 @@ def _has_bright_rim(pixels: Floats) -> bool:
             is_bright[border : len(is_bright) - border, border : is_bright.shape[1] - border]
             for border in (round(share * min(pixels.shape)) for share in (inset, inset + RIM_WIDTH))
         )
-        if int(rim.sum()) - int(inner.sum()) >= MIN_BRIGHT_RIM * (rim.size - inner.size):
+        if np.count_nonzero(rim) - np.count_nonzero(inner) >= MIN_BRIGHT_RIM * (rim.size - inner.size):
             return True
     return False

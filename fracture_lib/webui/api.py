@@ -134,9 +134,7 @@ class Api:
                     known = ", ".join(ALL_MODELS)
                     raise UnknownModel(f'Unknown model "{shorten(str(name))}". Choose from {known}.')
             check_not_expired([image])
-            result = self._pipeline.predict(
-                image, models, skip_ood_check=skip_ood_check, visuals=False
-            )
+            result = self._pipeline.predict(image, models, skip_ood_check=skip_ood_check, visuals=False)
             return result.to_dict(k)
 
     def _describe(self, name: str) -> dict[str, Any]:
