@@ -49,7 +49,8 @@ def load_fracatlas(root: str | Path) -> FracAtlas:
         data = manifest.read_bytes()
         rows = list(csv.DictReader(data.decode("utf-8-sig").splitlines(), strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InvalidData(f"{manifest} cannot be read: {error}. Give the folder of FracAtlas.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidData(f"{manifest} cannot be read: {reason}. Give the folder of FracAtlas.") from error
     if not rows:
         raise InvalidData(f"{manifest} lists no images. Give the folder of FracAtlas.")
     if missing := [name for name in COLUMNS if name not in rows[0]]:

@@ -150,7 +150,7 @@ def _write_index(path: Path, settings: Settings) -> int:
 
     def images() -> Iterator[SourceImage]:
         nonlocal n_left_out
-        for image in list_images(settings.source):
+        for image in list_images(settings.source, without=path.parent):
             if image is None:
                 n_left_out += 1
             else:

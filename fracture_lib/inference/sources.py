@@ -31,6 +31,7 @@ from fracture_lib.io.limits import MAX_BYTES
 __all__ = ["SourceImage", "list_images", "read_image"]
 
 LIST_SUFFIX = ".txt"
+DAMAGED_PARQUET = "The Parquet file is damaged. Copy or download it again."
 IMAGE_COLUMN = "image"  # of a Parquet file: the bytes of a file, or a struct that has them as `bytes`
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:(//|:)", re.IGNORECASE)
@@ -49,15 +50,18 @@ class SourceImage:
     position: int | None = None  # of the image in a ZIP or a Parquet file, from 0
 
 
-def list_images(source: str) -> Iterator[SourceImage | None]:
+def list_images(source: str, without: Path | None = None) -> Iterator[SourceImage | None]:
     """Yield the images of a source in a fixed order, and None for each file that is not an image.
 
-    Holds the names of one folder at a time, or those of one ZIP. A file of a list that does not exist and a
-    ZIP that is damaged are yielded, so that reading them tells why. Raises InvalidImage if there is no such
-    source, InvalidData if it cannot be listed, and OSError if a folder cannot be read.
+    Holds the names of one folder at a time, or those of one ZIP. What is in the folder `without` is left out.
+    A file of a list that does not exist and a ZIP or Parquet file that is damaged are yielded, so that
+    reading them tells why. Raises InvalidImage if there is no such source, InvalidData if it cannot be
+    listed, and OSError if a folder cannot be read.
     """
+    left_out = f"{without.absolute()}{os.sep}" if without else None
     for name, address in _list_files(source):
-        yield from _images_in(name, address)
+        if left_out is None or not address.startswith(left_out):
+            yield from _images_in(name, address)
 
 
 def _list_files(source: str) -> Iterator[tuple[str, str]]:
@@ -69,8 +73,7 @@ def _list_files(source: str) -> Iterator[tuple[str, str]]:
     elif _ADDRESS.match(source) or (_PATTERN.search(source) and not path.exists()):
         yield from _list_remote(source)
     elif path.is_dir():
-        for file in walk_files(path):
-            yield file.relative_to(path).as_posix(), str(file.absolute())
+        yield from _list_folder(path)
     elif path.suffix.lower() == LIST_SUFFIX and path.is_file():
         yield from _read_list(path)
     elif path.is_file():
@@ -79,15 +82,30 @@ def _list_files(source: str) -> Iterator[tuple[str, str]]:
         raise InvalidImage(f"There is no {source}. Give a folder, a ZIP, a list of paths or an address.")
 
 
+def _list_folder(folder: Path) -> Iterator[tuple[str, str]]:
+    for file in walk_files(folder):
+        yield file.relative_to(folder).as_posix(), str(file.absolute())
+
+
 def _read_list(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield the files that a list names, one a line; relative paths are those of the current folder."""
+    """Yield the files that a list names and those in folders that it names, one a line.
+
+    Relative paths are those of the current folder. A line that begins with "#" is a comment.
+    """
     with path.open("rb") as file:
         is_utf_16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as Windows PowerShell writes
     with path.open(encoding="utf-16" if is_utf_16 else "utf-8-sig", errors="surrogateescape") as lines:
         for line in lines:
-            if line.strip():
-                name = line.rstrip("\r\n")
-                yield name, name if _ADDRESS.match(name) else str(Path(name).absolute())
+            name = line.rstrip("\r\n")
+            if not name.strip() or name.startswith("#"):
+                continue
+            if _ADDRESS.match(name):
+                yield name, name
+            elif Path(name).is_dir():
+                for file, address in _list_folder(Path(name)):
+                    yield f"{name.rstrip('/')}/{file}", address
+            else:
+                yield name, str(Path(name).absolute())
 
 
 def _list_remote(address: str) -> Iterator[tuple[str, str]]:
@@ -143,7 +161,11 @@ def _images_in(name: str, address: str) -> Iterator[SourceImage | None]:
         for position, (member, _) in enumerate(members):
             yield SourceImage(f"{name}/{member}", address, position)
     elif suffix == ".parquet":
-        first_rows = _first_rows(address)
+        try:
+            first_rows = _first_rows(address)
+        except InvalidImage:
+            yield SourceImage(name, address, 0)
+            return
         if not first_rows:
             yield None
         for row in range(first_rows[-1] if first_rows else 0):
@@ -211,12 +233,15 @@ _parquet_lock = Lock()  # lets threads that need one row group read it once
 
 @lru_cache(maxsize=2)
 def _open_parquet(address: str) -> Any:
+    import pyarrow as pa
     import pyarrow.parquet as pq
     from fsspec.core import url_to_fs
 
     try:
         files, path = url_to_fs(address)
         return pq.ParquetFile(files.open(path, "rb"))
+    except pa.ArrowInvalid as error:
+        raise InvalidImage(DAMAGED_PARQUET) from error
     except Exception as error:  # as above
         raise InvalidData(
             f"Cannot read {address} ({first_line(error)}). Check the file and the connection."
@@ -249,4 +274,9 @@ def _read_row(address: str, row: int) -> bytes:
 
 @lru_cache(maxsize=2)
 def _read_row_group(address: str, group: int) -> Any:
-    return _open_parquet(address).read_row_group(group, columns=[IMAGE_COLUMN]).column(0)
+    try:
+        return _open_parquet(address).read_row_group(group, columns=[IMAGE_COLUMN]).column(0)
+    except OSError as error:  # Arrow's has no number
+        if _ADDRESS.match(address) or error.errno:
+            raise
+        raise InvalidImage(DAMAGED_PARQUET) from error

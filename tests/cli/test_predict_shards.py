@@ -91,6 +91,12 @@ def test_out_of_an_unreadable_image_has_its_error_and_no_probabilities(scans, tm
     assert "12 images: 11 answered, 1 unreadable. 1 file in" in capsys.readouterr().err
 
 
+def test_out_inside_its_source_counts_none_of_its_own_files(scans, capsys):
+    for _ in range(2):
+        assert predict(scans, "--out", scans / "results", *ONE_MODEL) == 1
+        assert "12 images: 11 answered, 1 unreadable. 1 file in" in capsys.readouterr().err
+
+
 def test_out_of_an_image_out_of_distribution_is_rejected_unless_the_check_is_skipped(tmp_path, photograph):
     assert predict(photograph, "--out", tmp_path / "a", *ONE_MODEL) == 1
     [row] = rows(tmp_path / "a")

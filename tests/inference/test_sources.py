@@ -54,6 +54,12 @@ def test_folder_lists_its_images_by_name_and_counts_other_files(tmp_path):
     assert contents == IMAGES and list(contents) == list(IMAGES) and n_left_out == 1
 
 
+def test_folder_without_what_is_in_another(tmp_path):
+    write(tmp_path, {"a.png": PNG, "out/b.png": PNG, "output/c.png": PNG})
+    images = list_images(str(tmp_path), without=tmp_path / "out")
+    assert [image.name for image in images] == ["a.png", "output/c.png"]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")
 def test_folder_with_links_follows_those_to_files_only(tmp_path):
     write(tmp_path / "scans", {"a.png": PNG})
@@ -85,14 +91,21 @@ def test_zip_may_be_larger_than_an_upload(tmp_path, monkeypatch):
 def test_list_names_paths_of_the_current_folder_and_addresses(tmp_path, monkeypatch, encoding):
     monkeypatch.chdir(write(tmp_path, {"scans/a.png": PNG}))
     fsspec.filesystem("memory").pipe("/listed.png", PNG)
-    lines = ["scans/a.png", "", " ", "memory://listed.png", "gone.png", "gone.png ", "gone.v2", "scans"]
+    names = ["scans/a.png", "memory://listed.png", "gone.png", "gone.png ", "gone.v2"]
+    lines = ["# scans", *names[:1], "", " ", *names[1:]]
     Path("list.txt").write_text("\r\n".join(lines), encoding=encoding)
     images = list(list_images("list.txt"))
-    assert [image.name for image in images] == [line for line in lines if line.strip()]
+    assert [image.name for image in images] == names
     assert read_image(images[0]) == read_image(images[1]) == PNG
     for image in images[2:]:
         with pytest.raises(InvalidImage, match="Cannot open the file"):
             read_image(image)
+
+
+def test_list_may_name_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(write(tmp_path, {"scans/b/a.png": PNG, "scans/note.txt": b"note", "c.png": PNG}))
+    Path("list.txt").write_text("scans/\nc.png\n")
+    assert read_all("list.txt") == ({"scans/b/a.png": PNG, "c.png": PNG}, 1)
 
 
 @pytest.mark.parametrize("address", ["memory://lake/scans", "memory://lake/scans/"])
@@ -133,9 +146,21 @@ def test_parquet_file_holds_one_image_per_row(tmp_path, as_struct):
     assert read_all(tmp_path) == ({f"x.parquet/{i}": data for i, data in enumerate(contents)}, 1)
 
 
-def test_parquet_file_that_is_damaged_is_an_error(tmp_path):
-    with pytest.raises(InvalidData, match="Check the file"):
-        list(list_images(str(write(tmp_path, {"x.parquet": b"PAR1"}))))
+@pytest.mark.parametrize("damage", ["cut off", "changed"])
+def test_parquet_file_that_is_damaged_is_unreadable_and_stops_no_other(tmp_path, damage):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": [PNG, PNG]}), path)
+    data = bytearray(path.read_bytes())
+    path.write_bytes(data[:-1] if damage == "cut off" else data[:4] + bytes(60) + data[64:])
+    write(tmp_path, {"y.png": PNG})
+    *damaged, good = list_images(str(tmp_path))
+    assert [image.name for image in damaged] == (
+        ["x.parquet"] if damage == "cut off" else ["x.parquet/0", "x.parquet/1"]
+    )
+    for image in damaged:
+        with pytest.raises(InvalidImage, match="The Parquet file is damaged"):
+            read_image(image)
+    assert read_image(good) == PNG
 
 
 def test_hub_dataset_lists_its_files_and_rows_at_the_commit(hub, tmp_path):
