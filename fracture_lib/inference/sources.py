@@ -102,8 +102,8 @@ def _read_list(path: Path) -> Iterator[tuple[str, str]]:
             if _ADDRESS.match(name):
                 yield name, name
             elif Path(name).is_dir():
-                for file, address in _list_folder(Path(name)):
-                    yield f"{name.rstrip('/')}/{file}", address
+                for path_inside, address in _list_folder(Path(name)):
+                    yield f"{name.rstrip('/')}/{path_inside}", address
             else:
                 yield name, str(Path(name).absolute())
 
