@@ -23,13 +23,12 @@ import pyarrow.parquet as pq
 from fracture_lib.errors import InvalidArgument, InvalidImage
 from fracture_lib.hub import Runtime
 from fracture_lib.inference.batch import BatchRow, RowStatus
-from fracture_lib.inference.sources import SourceImage, list_images
+from fracture_lib.inference.sources import RESULTS_KEY, SourceImage, list_images
 from fracture_lib.labels import LABEL2ID
 
 __all__ = ["Settings", "Shards", "open_shards", "to_record"]
 
 INDEX = "_index.parquet"
-METADATA = b"fracture_lib"  # the key under which a file holds its settings as JSON
 
 # Addresses are binary, as the name of a file may hold bytes that are not text.
 _INDEX_SCHEMA = pa.schema([("image", pa.string()), ("address", pa.binary()), ("position", pa.int64())])
@@ -133,7 +132,7 @@ def _check_settings(folder: Path, settings: Settings) -> None:
         metadata = pq.read_metadata(folder / INDEX).metadata
     except pa.ArrowInvalid as error:
         raise InvalidArgument(f"{folder / INDEX} is damaged. Choose a new folder for --out.") from error
-    earlier = json.loads(metadata.get(METADATA, b"{}"))
+    earlier = json.loads(metadata.get(RESULTS_KEY, b"{}"))
     changed = [name for name, value in asdict(settings).items() if earlier.get(name) != value]
     if changed:
         others = ", ".join(f"{name} {json.dumps(earlier.get(name))}" for name in changed)
@@ -150,14 +149,14 @@ def _write_index(path: Path, settings: Settings) -> int:
 
     def images() -> Iterator[SourceImage]:
         nonlocal n_left_out
-        for image in list_images(settings.source, without=path.parent):
+        for image in list_images(settings.source):
             if image is None:
                 n_left_out += 1
             else:
                 yield image
 
     remaining = images()
-    with pq.ParquetWriter(path, _INDEX_SCHEMA.with_metadata({METADATA: _to_json(settings)})) as writer:
+    with pq.ParquetWriter(path, _INDEX_SCHEMA.with_metadata({RESULTS_KEY: _to_json(settings)})) as writer:
         while shard := [_to_index_row(image) for image in islice(remaining, settings.shard_size)]:
             digest.update(repr(shard).encode())
             writer.write_table(pa.Table.from_pylist(shard, _INDEX_SCHEMA))
@@ -209,7 +208,7 @@ def _schema(settings: Settings) -> pa.Schema:
             ("fracture_probability", pa.float32()),
             *((_column(model, label), pa.float32()) for model in settings.models for label in LABEL2ID),
         ],
-        metadata={METADATA: _to_json(settings)},
+        metadata={RESULTS_KEY: _to_json(settings)},
     )
 
 

@@ -11,6 +11,7 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, repeat
@@ -28,10 +29,10 @@ from fracture_lib.io.files import HEAD_BYTES, could_be_image, is_metadata, walk_
 from fracture_lib.io.image import IMAGE_SUFFIXES
 from fracture_lib.io.limits import MAX_BYTES
 
-__all__ = ["SourceImage", "list_images", "read_image"]
+__all__ = ["RESULTS_KEY", "SourceImage", "list_images", "read_image"]
 
 LIST_SUFFIX = ".txt"
-DAMAGED_PARQUET = "The Parquet file is damaged. Copy or download it again."
+RESULTS_KEY = b"fracture_lib"  # in the metadata of a Parquet file: holds results, with these settings
 IMAGE_COLUMN = "image"  # of a Parquet file: the bytes of a file, or a struct that has them as `bytes`
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:(//|:)", re.IGNORECASE)
@@ -50,18 +51,16 @@ class SourceImage:
     position: int | None = None  # of the image in a ZIP or a Parquet file, from 0
 
 
-def list_images(source: str, without: Path | None = None) -> Iterator[SourceImage | None]:
+def list_images(source: str) -> Iterator[SourceImage | None]:
     """Yield the images of a source in a fixed order, and None for each file that is not an image.
 
-    Holds the names of one folder at a time, or those of one ZIP. What is in the folder `without` is left out.
-    A file of a list that does not exist and a ZIP or Parquet file that is damaged are yielded, so that
-    reading them tells why. Raises InvalidImage if there is no such source, InvalidData if it cannot be
-    listed, and OSError if a folder cannot be read.
+    Holds the names of one folder at a time, or those of one ZIP. Results of this library are neither: DIR may
+    be inside its source. A file of a list that does not exist and a ZIP or Parquet file that is damaged are
+    yielded, so that reading them tells why. Raises InvalidImage if there is no such source, InvalidData if it
+    cannot be listed, and OSError if a folder cannot be read.
     """
-    left_out = f"{without.absolute()}{os.sep}" if without else None
     for name, address in _list_files(source):
-        if left_out is None or not address.startswith(left_out):
-            yield from _images_in(name, address)
+        yield from _images_in(name, address)
 
 
 def _list_files(source: str) -> Iterator[tuple[str, str]]:
@@ -94,14 +93,15 @@ def _read_list(path: Path) -> Iterator[tuple[str, str]]:
     """
     with path.open("rb") as file:
         is_utf_16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as Windows PowerShell writes
-    with path.open(encoding="utf-16" if is_utf_16 else "utf-8-sig", errors="surrogateescape") as lines:
+    encoding, errors = ("utf-16", "replace") if is_utf_16 else ("utf-8-sig", "surrogateescape")
+    with path.open(encoding=encoding, errors=errors) as lines:
         for line in lines:
             name = line.rstrip("\r\n")
             if not name.strip() or name.startswith("#"):
                 continue
             if _ADDRESS.match(name):
                 yield name, name
-            elif Path(name).is_dir():
+            elif os.path.isdir(name) and os.access(name, os.R_OK | os.X_OK):  # noqa: PTH112  it never raises
                 for path_inside, address in _list_folder(Path(name)):
                     yield f"{name.rstrip('/')}/{path_inside}", address
             else:
@@ -162,11 +162,11 @@ def _images_in(name: str, address: str) -> Iterator[SourceImage | None]:
             yield SourceImage(f"{name}/{member}", address, position)
     elif suffix == ".parquet":
         try:
-            first_rows = _first_rows(address)
+            is_result, first_rows = _is_result(address), _first_rows(address)
         except InvalidImage:
             yield SourceImage(name, address, 0)
             return
-        if not first_rows:
+        if not first_rows and not is_result:
             yield None
         for row in range(first_rows[-1] if first_rows else 0):
             yield SourceImage(f"{name}/{row}", address, row)
@@ -202,6 +202,8 @@ def read_image(image: SourceImage) -> bytes:
 
 def _read(address: str, n_bytes: int) -> bytes:
     if not _ADDRESS.match(address):
+        if "\0" in address:
+            raise FileNotFoundError(errno.ENOENT, "the path holds a null character")
         with Path(address).open("rb") as file:
             # `read` allocates as much as it is asked for.
             return file.read(min(n_bytes, os.fstat(file.fileno()).st_size))
@@ -231,21 +233,40 @@ def _list_zip(path: str) -> tuple[list[tuple[str, ZipInfo]], int]:
 _parquet_lock = Lock()  # lets threads that need one row group read it once
 
 
+@contextmanager
+def _naming_damage(address: str) -> Iterator[None]:
+    """Raise InvalidImage for what a damaged Parquet file makes Arrow raise."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, IndexError, OSError) as error:
+        is_of_system = isinstance(error, OSError) and (error.errno or _ADDRESS.match(address))
+        if is_of_system or isinstance(error, MemoryError):
+            raise
+        raise InvalidImage("The Parquet file is damaged. Copy or download it again.") from error
+
+
 @lru_cache(maxsize=2)
 def _open_parquet(address: str) -> Any:
-    import pyarrow as pa
     import pyarrow.parquet as pq
     from fsspec.core import url_to_fs
 
     try:
         files, path = url_to_fs(address)
-        return pq.ParquetFile(files.open(path, "rb"))
-    except pa.ArrowInvalid as error:
-        raise InvalidImage(DAMAGED_PARQUET) from error
+        with _naming_damage(address):
+            return pq.ParquetFile(files.open(path, "rb"))
+    except FractureError:
+        raise
     except Exception as error:  # as above
         raise InvalidData(
             f"Cannot read {address} ({first_line(error)}). Check the file and the connection."
         ) from error
+
+
+def _is_result(address: str) -> bool:
+    """Return whether a Parquet file holds results of this library."""
+    return RESULTS_KEY in (_open_parquet(address).schema_arrow.metadata or {})
 
 
 def _first_rows(address: str) -> list[int]:
@@ -262,7 +283,7 @@ def _first_rows(address: str) -> list[int]:
 
 
 def _read_row(address: str, row: int) -> bytes:
-    with _parquet_lock:
+    with _parquet_lock, _naming_damage(address):
         first_rows = _first_rows(address)
         group = bisect_right(first_rows, row) - 1
         value = _read_row_group(address, group)[row - first_rows[group]].as_py()
@@ -274,9 +295,4 @@ def _read_row(address: str, row: int) -> bytes:
 
 @lru_cache(maxsize=2)
 def _read_row_group(address: str, group: int) -> Any:
-    try:
-        return _open_parquet(address).read_row_group(group, columns=[IMAGE_COLUMN]).column(0)
-    except OSError as error:  # Arrow's has no number
-        if _ADDRESS.match(address) or error.errno:
-            raise
-        raise InvalidImage(DAMAGED_PARQUET) from error
+    return _open_parquet(address).read_row_group(group, columns=[IMAGE_COLUMN]).column(0)

@@ -145,7 +145,9 @@ def load_pretrained(network: FractureDetector, path: Path) -> None:
         if absent := [name for name in needed if not name.startswith(NEW_LAYERS)]:
             raise KeyError(f"it lacks {absent}")
     except (KeyError, OSError, RuntimeError, SafetensorError) as error:
-        raise InvalidModel(f"{path.name} is not an EfficientNet-Lite0 under timm's names: {error}") from error
+        raise InvalidModel(
+            f"{path.name} is not an EfficientNet-Lite0 under timm's names. Give another file."
+        ) from error
 
 
 class DetectorLearner:

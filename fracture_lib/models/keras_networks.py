@@ -218,7 +218,9 @@ def load_blocks(model: keras.Model, path: Path) -> None:
             raise KeyError(min(others))
         _set_trunk(model, tensors)
     except (KeyError, OSError, SafetensorError, ValueError) as error:
-        raise InvalidModel(f"{path.name} does not hold the blocks of this network: {error}") from error
+        raise InvalidModel(
+            f"{path.name} does not hold the blocks of this network. Give a file of `fracture pretrain`."
+        ) from error
 
 
 def _set_trunk(model: keras.Model, tensors: Mapping[str, NDArray[np.float32]]) -> None:

@@ -295,7 +295,9 @@ def load_blocks(model: ThreeBlockCNN, path: Path) -> None:
     try:
         model.blocks.load_state_dict(load_file(path))
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise InvalidModel(f"{path.name} does not hold the blocks of this network: {error}") from error
+        raise InvalidModel(
+            f"{path.name} does not hold the blocks of this network. Give a file of `fracture pretrain`."
+        ) from error
 
 
 _MOMENTS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {

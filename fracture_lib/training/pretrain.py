@@ -15,7 +15,7 @@ from fracture_lib.data.dataset import store_images
 from fracture_lib.data.examples import EXAMPLES
 from fracture_lib.data.fracatlas import FINDINGS, load_fracatlas
 from fracture_lib.errors import InvalidArgument, InvalidModel
-from fracture_lib.hub import resolve_pretrained
+from fracture_lib.hub import first_line, resolve_pretrained
 from fracture_lib.io.image import content
 from fracture_lib.registry import MODELS
 from fracture_lib.training.callbacks import Checkpoint, ProgressBar, WeightAverage, check_same_run
@@ -96,7 +96,9 @@ def find_weights(reference: str | Path | None) -> PretrainedWeights | None:
         with safe_open(path, "np") as file:
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise InvalidModel(f"{path.name} is not a readable safetensors file: {error}") from error
+        raise InvalidModel(
+            f"{path.name} is not a readable safetensors file ({first_line(error)}). Give another file."
+        ) from error
     name = path.name if path == Path(reference) else str(reference)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return PretrainedWeights(path, metadata.get("source", name), sha256)

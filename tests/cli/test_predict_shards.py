@@ -91,9 +91,10 @@ def test_out_of_an_unreadable_image_has_its_error_and_no_probabilities(scans, tm
     assert "12 images: 11 answered, 1 unreadable. 1 file in" in capsys.readouterr().err
 
 
-def test_out_inside_its_source_counts_none_of_its_own_files(scans, capsys):
+@pytest.mark.parametrize("source", ["{}", "{}/**/*", "{}/../scans", "file://{}"])
+def test_out_inside_its_source_counts_none_of_its_own_files(scans, capsys, source):
     for _ in range(2):
-        assert predict(scans, "--out", scans / "results", *ONE_MODEL) == 1
+        assert predict(source.format(scans), "--out", scans / "results", *ONE_MODEL) == 1
         assert "12 images: 11 answered, 1 unreadable. 1 file in" in capsys.readouterr().err
 
 

@@ -54,12 +54,6 @@ def test_folder_lists_its_images_by_name_and_counts_other_files(tmp_path):
     assert contents == IMAGES and list(contents) == list(IMAGES) and n_left_out == 1
 
 
-def test_folder_without_what_is_in_another(tmp_path):
-    write(tmp_path, {"a.png": PNG, "out/b.png": PNG, "output/c.png": PNG})
-    images = list_images(str(tmp_path), without=tmp_path / "out")
-    assert [image.name for image in images] == ["a.png", "output/c.png"]
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")
 def test_folder_with_links_follows_those_to_files_only(tmp_path):
     write(tmp_path / "scans", {"a.png": PNG})
@@ -91,7 +85,7 @@ def test_zip_may_be_larger_than_an_upload(tmp_path, monkeypatch):
 def test_list_names_paths_of_the_current_folder_and_addresses(tmp_path, monkeypatch, encoding):
     monkeypatch.chdir(write(tmp_path, {"scans/a.png": PNG}))
     fsspec.filesystem("memory").pipe("/listed.png", PNG)
-    names = ["scans/a.png", "memory://listed.png", "gone.png", "gone.png ", "gone.v2"]
+    names = ["scans/a.png", "memory://listed.png", "gone.png", "gone.png ", "gone.v2", 300 * "x", "\0.png"]
     lines = ["# scans", *names[:1], "", " ", *names[1:]]
     Path("list.txt").write_text("\r\n".join(lines), encoding=encoding)
     images = list(list_images("list.txt"))
@@ -100,6 +94,11 @@ def test_list_names_paths_of_the_current_folder_and_addresses(tmp_path, monkeypa
     for image in images[2:]:
         with pytest.raises(InvalidImage, match="Cannot open the file"):
             read_image(image)
+
+
+def test_list_in_utf_16_that_is_cut_off_is_read_as_far_as_it_goes(tmp_path, monkeypatch):
+    monkeypatch.chdir(write(tmp_path, {"a.png": PNG, "list.txt": "a.png\nb.png".encode("utf-16")[:-1]}))
+    assert [image.name for image in list_images("list.txt")] == ["a.png", "b.pn\ufffd"]
 
 
 def test_list_may_name_folders(tmp_path, monkeypatch):
@@ -146,17 +145,25 @@ def test_parquet_file_holds_one_image_per_row(tmp_path, as_struct):
     assert read_all(tmp_path) == ({f"x.parquet/{i}": data for i, data in enumerate(contents)}, 1)
 
 
-@pytest.mark.parametrize("damage", ["cut off", "changed"])
-def test_parquet_file_that_is_damaged_is_unreadable_and_stops_no_other(tmp_path, damage):
+@pytest.mark.parametrize("damage", ["cut off", "footer", "row", "number of rows"])
+def test_parquet_file_that_is_damaged_is_unreadable_and_stops_no_other(tmp_path, damage, monkeypatch):
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"image": [PNG, PNG]}), path)
     data = bytearray(path.read_bytes())
-    path.write_bytes(data[:-1] if damage == "cut off" else data[:4] + bytes(60) + data[64:])
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    if damage == "cut off":
+        del data[-1]
+    elif damage == "footer":
+        data[footer : footer + 20] = bytes(255 - byte for byte in data[footer : footer + 20])
+    elif damage == "row":
+        data[4:64] = bytes(60)
+    path.write_bytes(data)
+    if damage == "number of rows":
+        monkeypatch.setattr(sources, "_first_rows", lambda _: [0, 4])
     write(tmp_path, {"y.png": PNG})
-    *damaged, good = list_images(str(tmp_path))
-    assert [image.name for image in damaged] == (
-        ["x.parquet"] if damage == "cut off" else ["x.parquet/0", "x.parquet/1"]
-    )
+    *found, good = list_images(str(tmp_path))
+    damaged = found[2:] if damage == "number of rows" else found
+    assert len(damaged) == (2 if "row" in damage else 1)
     for image in damaged:
         with pytest.raises(InvalidImage, match="The Parquet file is damaged"):
             read_image(image)
