@@ -162,11 +162,11 @@ def _images_in(name: str, address: str) -> Iterator[SourceImage | None]:
             yield SourceImage(f"{name}/{member}", address, position)
     elif suffix == ".parquet":
         try:
-            is_result, first_rows = _is_result(address), _first_rows(address)
+            first_rows = _first_rows(address)
         except InvalidImage:
             yield SourceImage(name, address, 0)
             return
-        if not first_rows and not is_result:
+        if not first_rows and not _is_result(address):
             yield None
         for row in range(first_rows[-1] if first_rows else 0):
             yield SourceImage(f"{name}/{row}", address, row)

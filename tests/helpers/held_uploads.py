@@ -12,8 +12,10 @@ CHUNK = 4096  # bytes
 
 @contextmanager
 def held_uploads(url: str, after: int) -> Iterator[tuple[str, Event]]:
-    """Yield a URL of the server at `url` to which each connection sends no more than about
-    `after` bytes until the event is set."""
+    """Yield a URL of the server at `url` and an event.
+
+    Each connection sends about `after` bytes to the server, and the rest when the event is set.
+    """
     release = Event()
 
     class Relay(BaseRequestHandler):
@@ -35,8 +37,7 @@ def held_uploads(url: str, after: int) -> Iterator[tuple[str, Event]]:
 
 
 def _copy(source: socket.socket, target: socket.socket, hold: tuple[int, Event] | None = None) -> None:
-    """Pass on what arrives until one side closes its connection; hold it for the event after so
-    many bytes."""
+    """Pass on what arrives until one side closes its connection; after `hold` bytes, wait for its event."""
     passed = 0
     with suppress(OSError):
         while data := source.recv(CHUNK):
